@@ -1,0 +1,1 @@
+"""BabbleBox: asynchronous voice chat, in three thin apps on pulsartasks."""
