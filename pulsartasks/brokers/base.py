@@ -1,0 +1,146 @@
+"""The port: what a broker must do for everything above it. It moves bytes and knows nothing of tasks.
+
+A topic is given by its full name. A message goes to every subscription of its topic; one published to a topic without
+any is gone, as on Pulsar, which is why `Broker.declare` comes before the first publish.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pulsartasks.errors import PulsarTasksError
+from pulsartasks.message import Publication
+from pulsartasks.options import Mode, Start
+
+MAX_MESSAGE_SIZE = 5 * 1024 * 1024
+"""Bytes of a message's value and headers that Pulsar takes by default (broker.conf, maxMessageSize)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a consumer asks for: a subscription's name on some topics, and how it shares them."""
+
+    topics: tuple[str, ...]
+    name: str
+    mode: Mode = "shared"
+    prefetch: int = 16
+    """Messages held by the consumer beyond those it has given out."""
+    start: Start = "earliest"
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One message in a consumer's hands; it carries its own acknowledgement and is settled once."""
+
+    topic: str
+    """Full name, without a partition's suffix."""
+    message_id: str
+    value: bytes
+    key: str | None
+    properties: Mapping[str, str]
+    published_at: float
+    """Seconds since the epoch, by the broker's or publisher's clock."""
+    consumer: Consumer = field(repr=False)
+    handle: Any = field(default=None, repr=False)
+    """What the adapter needs to settle it."""
+
+    def acknowledge(self) -> None:
+        """Tell the broker that the message is settled. Lost if the process dies within 0.1 s: then it comes again."""
+        self.consumer.acknowledge(self)
+
+
+class Consumer(ABC):
+    """A live consumer. `receive` and `acknowledge` may be called from several threads; `close` from any, twice too."""
+
+    @abstractmethod
+    def receive(self, timeout: float) -> Delivery | None:
+        """The next message, or None after `timeout` seconds without one.
+
+        Raises:
+            ClosedError: the consumer was closed, here or while waiting.
+        """
+
+    @abstractmethod
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Settle `delivery`; never raises for a lost connection, since the message then simply comes again."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Send what was acknowledged and give back at once, in order, all that was not."""
+
+    @property
+    @abstractmethod
+    def connected(self) -> bool:
+        """Whether the broker is there; False also while waiting for it to come back."""
+
+
+class Reader(ABC):
+    """Reads a topic without leaving a subscription behind."""
+
+    @abstractmethod
+    def receive(self, timeout: float) -> Delivery | None:
+        """The next message, or None after `timeout` seconds without one (0: None at the topic's present end)."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class Broker(ABC):
+    """One process's connection to the broker, safe to use from all its threads, never across a fork."""
+
+    @abstractmethod
+    def declare(
+        self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"
+    ) -> None:
+        """Make sure that the topic and its subscriptions exist; each that is new begins at `start`.
+
+        Idempotent. `partitions` counts only when the topic is made; 0: not partitioned.
+
+        Raises:
+            BrokerUnavailableError, AuthenticationError, AuthorizationError, BrokerError
+        """
+
+    @abstractmethod
+    def publish_many(
+        self, publications: Sequence[Publication], *, timeout: float = 30.0
+    ) -> list[str | PulsarTasksError]:
+        """Send all, pipelined and in order, and wait until the broker confirmed each: its message id, or what went wrong.
+
+        `timeout` (seconds) bounds the whole; what is unconfirmed by then is a `PublishTimeoutError`.
+        """
+
+    @abstractmethod
+    def subscribe(self, subscription: Subscription) -> Consumer:
+        """A consumer of existing subscriptions.
+
+        Raises:
+            SubscriptionBusyError: another consumer holds it in a mode that does not share it.
+            BrokerUnavailableError, AuthenticationError, AuthorizationError, BrokerError
+        """
+
+    @abstractmethod
+    def read(self, topic: str, *, since: float | None = None) -> Reader:
+        """A reader from the instant `since` (seconds since the epoch) on; None: from now on."""
+
+    @abstractmethod
+    def trim(self, topic: str, subscription: str, *, before: float) -> None:
+        """Acknowledge everything of `subscription` that was published before the instant `before`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close all that was opened through it. Idempotent."""
+
+    def publish(self, publication: Publication, *, timeout: float = 30.0) -> str:
+        """Send one message and wait until the broker confirmed it; gives its message id.
+
+        Raises:
+            PublishTimeoutError: not confirmed within `timeout` seconds; it may or may not have been stored.
+            MessageTooLargeError, BrokerUnavailableError, AuthorizationError, BrokerError
+        """
+        [confirmed] = self.publish_many([publication], timeout=timeout)
+        if isinstance(confirmed, Exception):
+            raise confirmed
+        return confirmed

@@ -1,0 +1,134 @@
+"""What travels: the bytes of one call or event, and the headers that say what they are.
+
+Headers are message properties, readable in any Pulsar tool; the value is plain JSON. A call is
+``{"args": [...], "kwargs": {...}}``, an event is its payload. Headers of a retried or dead message bear the Java client's
+names (RetryMessageUtil of apache/pulsar), so both sides understand each other's messages.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+TASK = "pt-task"
+TASK_ID = "pt-id"
+REPLY_TO = "pt-reply-to"
+ETA = "pt-eta"
+"""Milliseconds since the epoch before which the message must not run."""
+RESERVED_PREFIX = "pt-"
+
+ATTEMPT = "RECONSUMETIMES"
+"""How many times the message was tried again, so 1 in the first copy on a retry topic."""
+DELAY = "DELAY_TIME"
+"""Milliseconds that the last retry waits."""
+REAL_TOPIC = "REAL_TOPIC"
+REAL_SUBSCRIPTION = "REAL_SUBSCRIPTION"
+ORIGIN_MESSAGE_ID = "ORIGIN_MESSAGE_ID"
+
+REASON = "pt-reason"
+EXCEPTION_TYPE = "pt-exception-type"
+EXCEPTION_MESSAGE = "pt-exception-message"
+TRACEBACK = "pt-traceback"
+ATTEMPTS = "pt-attempts"
+WORKER = "pt-worker"
+FAILED_AT = "pt-failed-at"
+PUBLISHED_AT = "pt-published-at"
+
+_DEATH = (REASON, EXCEPTION_TYPE, EXCEPTION_MESSAGE, TRACEBACK, ATTEMPTS, WORKER, FAILED_AT, PUBLISHED_AT)
+_RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, ETA)
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A message on its way to the broker."""
+
+    topic: str
+    """Full name, e.g. ``persistent://public/default/shop.pay``."""
+    value: bytes
+    key: str | None = None
+    """What order is kept by, and what partitions are chosen by."""
+    properties: Mapping[str, str] = field(default_factory=dict)
+    deliver_at: float | None = None
+    """Seconds since the epoch before which the broker holds the message; None: at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Why a message was given up, as its headers tell."""
+
+    reason: str
+    """``failed``, ``rejected``, ``unreadable`` or ``unknown task``."""
+    exception_type: str
+    exception_message: str
+    traceback: str
+    attempts: int
+    """How often the message was run."""
+    worker: str
+    failed_at: str
+    """Instant of the last attempt, ISO 8601 in UTC."""
+    published_at: str
+    topic: str
+    """Full name of the topic the message was given up on."""
+    subscription: str
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, str]) -> DeadLetter | None:
+        """The story told by `headers`; None if the message is not a dead letter of ours."""
+        if REASON not in headers:
+            return None
+        return cls(
+            reason=headers[REASON],
+            exception_type=headers.get(EXCEPTION_TYPE, ""),
+            exception_message=headers.get(EXCEPTION_MESSAGE, ""),
+            traceback=headers.get(TRACEBACK, ""),
+            attempts=read_int(headers, ATTEMPTS),
+            worker=headers.get(WORKER, ""),
+            failed_at=headers.get(FAILED_AT, ""),
+            published_at=headers.get(PUBLISHED_AT, ""),
+            topic=headers.get(REAL_TOPIC, ""),
+            subscription=headers.get(REAL_SUBSCRIPTION, ""),
+        )
+
+
+def without_death(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of a message that is to live again: neither retries nor the story of its end.
+
+    >>> without_death({"pt-task": "add", "RECONSUMETIMES": "3", "pt-reason": "failed", "colour": "red"})
+    {'pt-task': 'add', 'colour': 'red'}
+    """
+    return {name: value for name, value in headers.items() if name not in _DEATH and name not in _RETRY}
+
+
+def read_int(headers: Mapping[str, str], name: str) -> int:
+    """The header as a number; 0 where it is absent or not one, since other languages write headers too.
+
+    >>> read_int({"RECONSUMETIMES": "2"}, "RECONSUMETIMES"), read_int({"RECONSUMETIMES": "two"}, "RECONSUMETIMES")
+    (2, 0)
+    """
+    text = headers.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+
+
+def new_task_id() -> str:
+    """A fresh id that sorts by time (UUIDv7, RFC 9562), so that a result can be looked up from the instant in it."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    high = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (random >> 62 & 0xFFF) << 64
+    return str(UUID(int=high | 0b10 << 62 | random & 0x3FFF_FFFF_FFFF_FFFF))
+
+
+def task_id_instant(task_id: str) -> float | None:
+    """When the id was made, in seconds since the epoch; None for an id that the caller chose freely.
+
+    >>> task_id_instant("01890a5d-ac96-774b-bcce-b302099a8057")
+    1688062274.71
+    >>> task_id_instant("order-17")
+    """
+    try:
+        uuid = UUID(task_id)
+    except ValueError:
+        return None
+    return (uuid.int >> 80) / 1000 if uuid.version == 7 else None

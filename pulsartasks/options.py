@@ -1,0 +1,150 @@
+"""The options of ``@app.task``: their names, defaults and what is refused at definition."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, get_args
+
+from pulsartasks.errors import ConfigurationError
+from pulsartasks.retry import RetryPolicy
+
+Mode = Literal["shared", "exclusive", "failover", "key_shared"]
+Ack = Literal["late", "early"]
+Start = Literal["earliest", "latest"]
+
+ORDERED: frozenset[str] = frozenset({"exclusive", "failover", "key_shared"})
+"""Modes that keep an order: their retries happen in place, while the key (or the topic) waits."""
+
+
+class TaskKeywords(TypedDict, total=False):
+    """The keywords of ``@app.task`` for type checkers; `TaskOptions` documents them."""
+
+    name: str | None
+    topic: Any
+    subscription: str | None
+    mode: Mode
+    key: Callable[..., str | None] | None
+    ack: Ack
+    start: Start
+    max_retries: int | None
+    autoretry_for: tuple[type[BaseException], ...]
+    dont_autoretry_for: tuple[type[BaseException], ...]
+    retry_backoff: bool | float
+    retry_backoff_max: float
+    retry_jitter: bool
+    default_retry_delay: float
+    dead_letter: bool | str
+    concurrency: int | None
+    prefetch: int | None
+    ignore_result: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """How a task's messages are delivered; every default is safe, none loses a message."""
+
+    name: str | None = None
+    """What the task is called on the wire; default: the function's name."""
+    bind: bool = False
+    """Give the function its `TaskContext` as the first argument."""
+    topic: Any = None
+    """A name, or a `Topic`; default: ``<app>.<task>``."""
+    subscription: str | None = None
+    """Who consumes together; default: the app's name."""
+    mode: Mode = "shared"
+    """``shared`` spreads; ``key_shared`` keeps each key in order; ``failover`` and ``exclusive`` keep the topic in order."""
+    key: Callable[..., str | None] | None = None
+    """Called with the task's arguments; gives what order is kept by."""
+    ack: Ack = "late"
+    """``late``: after the task ran, so at least once; ``early``: before it, so at most once."""
+    start: Start = "earliest"
+    """Where a subscription begins that did not exist before."""
+    max_retries: int | None = 3
+    autoretry_for: tuple[type[BaseException], ...] = ()
+    dont_autoretry_for: tuple[type[BaseException], ...] = ()
+    retry_backoff: bool | float = False
+    retry_backoff_max: float = 600.0
+    retry_jitter: bool = True
+    default_retry_delay: float = 1.0
+    dead_letter: bool | str = True
+    """True: ``<topic>-<subscription>-DLQ``; a name: that topic; False: what is given up is dropped (and logged)."""
+    concurrency: int | None = None
+    """Messages of this task's subscription run at once in a process; default: the worker's ``-c``."""
+    prefetch: int | None = None
+    """Messages that wait in the process beyond those running; default: max(2 x concurrency, 16)."""
+    ignore_result: bool = False
+    """Store no result; the call returns a handle whose ``get()`` says so."""
+
+    @property
+    def ordered(self) -> bool:
+        return self.mode in ORDERED
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(
+            max_retries=self.max_retries,
+            autoretry_for=self.autoretry_for,
+            dont_autoretry_for=self.dont_autoretry_for,
+            retry_backoff=self.retry_backoff,
+            retry_backoff_max=self.retry_backoff_max,
+            retry_jitter=self.retry_jitter,
+            default_retry_delay=self.default_retry_delay,
+        )
+
+    @classmethod
+    def parse(cls, keywords: dict[str, Any], *, task: str) -> TaskOptions:
+        """The options a user wrote for `task`.
+
+        Raises:
+            ConfigurationError: an option is unknown (with the nearest one as a hint), or has a value it cannot have.
+        """
+        check_names(keywords, {field.name for field in fields(cls)}, what=f"task {task!r}")
+        options = cls(**keywords)
+        for message in options._complaints():
+            raise ConfigurationError(f"task {task!r}: {message}")
+        return options
+
+    def _complaints(self) -> list[str]:
+        return [
+            text
+            for text, wrong in (
+                (f"mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}", self.mode not in get_args(Mode)),
+                (f"ack must be 'late' or 'early', not {self.ack!r}", self.ack not in get_args(Ack)),
+                (f"start must be 'earliest' or 'latest', not {self.start!r}", self.start not in get_args(Start)),
+                ("key= must be a function of the task's arguments", self.key is not None and not callable(self.key)),
+                (
+                    "autoretry_for and dont_autoretry_for take tuples of exception classes",
+                    not all(_is_exception(e) for e in (*self.autoretry_for, *self.dont_autoretry_for)),
+                ),
+                ("max_retries must be 0 or more, or None for no end", self.max_retries is not None and self.max_retries < 0),
+                ("concurrency must be at least 1", self.concurrency is not None and self.concurrency < 1),
+                ("prefetch must be at least 1", self.prefetch is not None and self.prefetch < 1),
+                ("retry delays are seconds and cannot be negative", min(self.default_retry_delay, self.retry_backoff_max) < 0),
+                (
+                    f"{self.mode} runs one message at a time; leave concurrency out, or use key_shared",
+                    self.mode in ("exclusive", "failover") and self.concurrency not in (None, 1),
+                ),
+            )
+            if wrong
+        ]
+
+
+def check_names(given: Collection[str], known: Collection[str], *, what: str) -> None:
+    """Refuse the first name in `given` that is not in `known`, with a hint.
+
+    >>> check_names(["max_retry"], ["max_retries", "mode"], what="task 'add'")
+    Traceback (most recent call last):
+    ...
+    pulsartasks.errors.ConfigurationError: task 'add' has no option 'max_retry'; did you mean 'max_retries'?
+    """
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(known))}"
+            raise ConfigurationError(f"{what} has no option {name!r}; {hint}")
+
+
+def _is_exception(candidate: object) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseException)

@@ -1,0 +1,36 @@
+"""What became of one delivery: exactly one of these, and each is settled in its own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from typing_extensions import TypeAlias
+
+Reason = Literal["failed", "rejected", "unreadable", "unknown task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The task returned `value`."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The message runs again after `delay` seconds, because of `error`."""
+
+    error: BaseException
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The message is given up and kept as a dead letter, because of `error`."""
+
+    error: BaseException
+    reason: Reason
+
+
+Outcome: TypeAlias = "Succeeded | Retried | Died"

@@ -1,0 +1,84 @@
+"""Names of topics: what a user writes, what the broker is told, and the companions of a subscription.
+
+The companions carry the names that the Java client gives them, so that tools and other languages find them:
+
+>>> retry_topic("persistent://public/default/shop.pay", "billing")
+'persistent://public/default/shop.pay-billing-RETRY'
+"""
+
+from __future__ import annotations
+
+import re
+
+from pulsartasks.errors import ConfigurationError
+
+DEFAULT_NAMESPACE = "public/default"
+DEAD_LETTERS = "dead-letters"
+"""The subscription that keeps a dead-letter topic's messages until they are replayed or purged."""
+
+_LOCAL_NAME = re.compile(r"[\w.@:+=%-]+")
+_FULL_NAME = re.compile(r"(persistent|non-persistent)://[\w.-]+/[\w.-]+/[\w.@:+=%-]+")
+_NAMESPACE = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def qualify(name: str, *, app: str, namespace: str = DEFAULT_NAMESPACE) -> str:
+    """The full name of the topic that a user calls `name` in the app called `app`.
+
+    >>> qualify("mail", app="shop")
+    'persistent://public/default/shop.mail'
+    >>> qualify("shop.order-created", app="billing")
+    'persistent://public/default/shop.order-created'
+    >>> qualify("non-persistent://acme/live/ticks", app="shop")
+    'non-persistent://acme/live/ticks'
+
+    Raises:
+        ConfigurationError: the name has characters that a topic cannot have.
+    """
+    if "://" in name:
+        if _FULL_NAME.fullmatch(name) is None:
+            raise ConfigurationError(f"{name!r} is not a topic name; write persistent://TENANT/NAMESPACE/TOPIC")
+        return name
+    if _LOCAL_NAME.fullmatch(name) is None:
+        raise ConfigurationError(f"{name!r} is not a topic name; use letters, digits and . _ - only")
+    local = name if "." in name else f"{app}.{name}"
+    return f"persistent://{check_namespace(namespace)}/{local}"
+
+
+def check_namespace(namespace: str) -> str:
+    """`namespace` itself, if it reads TENANT/NAMESPACE; else a `ConfigurationError`."""
+    if _NAMESPACE.fullmatch(namespace) is None:
+        raise ConfigurationError(f"{namespace!r} is not a namespace; write TENANT/NAMESPACE, e.g. {DEFAULT_NAMESPACE}")
+    return namespace
+
+
+def retry_topic(topic: str, subscription: str) -> str:
+    """Where a subscription's messages wait for their next attempt."""
+    return f"{topic}-{subscription}-RETRY"
+
+
+def dead_letter_topic(topic: str, subscription: str) -> str:
+    """Where a subscription's messages are kept that were given up."""
+    return f"{topic}-{subscription}-DLQ"
+
+
+def delayed_topic(topic: str, subscription: str) -> str:
+    """Where calls with an eta wait, so that the work topic's backlog means work that is due."""
+    return f"{topic}-{subscription}-DELAYED"
+
+
+def call_topic(topic: str, subscription: str) -> str:
+    """Where direct calls (`.delay()`) of a handler of an event topic go."""
+    return f"{topic}-{subscription}-CALL"
+
+
+def is_persistent(topic: str) -> bool:
+    return topic.startswith("persistent://")
+
+
+def short_name(topic: str) -> str:
+    """The topic as a person says it: the last part of its full name.
+
+    >>> short_name("persistent://public/default/shop.pay")
+    'shop.pay'
+    """
+    return topic.rsplit("/", 1)[-1]
