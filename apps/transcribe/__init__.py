@@ -1,0 +1,1 @@
+"""Turns the recordings of voice messages into text."""
