@@ -1,0 +1,65 @@
+"""Tasks on Apache Pulsar: a decorator maps a function onto a topic and a subscription."""
+
+from pulsartasks.app import PulsarTasks
+from pulsartasks.context import Request, TaskContext
+from pulsartasks.errors import (
+    AuthenticationError,
+    AuthorizationError,
+    BrokerError,
+    BrokerUnavailableError,
+    CallError,
+    CapabilityError,
+    ClosedError,
+    ConfigurationError,
+    InvalidArgumentsError,
+    MaxRetriesExceededError,
+    MessageError,
+    MessageTooLargeError,
+    PublishTimeoutError,
+    PulsarTasksError,
+    Reject,
+    ResultTimeoutError,
+    Retry,
+    SubscriptionBusyError,
+    TaskError,
+    UnknownTaskError,
+    UnreadableMessageError,
+)
+from pulsartasks.message import DeadLetter
+from pulsartasks.result import AsyncResult
+from pulsartasks.signature import Signature
+from pulsartasks.task import Task
+from pulsartasks.topic import Tail, Topic
+
+__all__ = [
+    "AsyncResult",
+    "AuthenticationError",
+    "AuthorizationError",
+    "BrokerError",
+    "BrokerUnavailableError",
+    "CallError",
+    "CapabilityError",
+    "ClosedError",
+    "ConfigurationError",
+    "DeadLetter",
+    "InvalidArgumentsError",
+    "MaxRetriesExceededError",
+    "MessageError",
+    "MessageTooLargeError",
+    "PublishTimeoutError",
+    "PulsarTasks",
+    "PulsarTasksError",
+    "Reject",
+    "Request",
+    "ResultTimeoutError",
+    "Retry",
+    "Signature",
+    "SubscriptionBusyError",
+    "Tail",
+    "Task",
+    "TaskContext",
+    "TaskError",
+    "Topic",
+    "UnknownTaskError",
+    "UnreadableMessageError",
+]

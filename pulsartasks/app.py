@@ -1,0 +1,287 @@
+"""`PulsarTasks`: the tasks, topics and resources of one application, and its way to the broker."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, get_args, get_origin, overload
+from urllib.parse import urlsplit
+
+from typing_extensions import Concatenate, ParamSpec, Unpack
+
+from pulsartasks import plugins
+from pulsartasks.brokers.base import Broker, Reader
+from pulsartasks.context import TaskContext
+from pulsartasks.errors import ConfigurationError, PulsarTasksError
+from pulsartasks.message import Publication
+from pulsartasks.options import TaskKeywords, TaskOptions
+from pulsartasks.results.base import ResultStore
+from pulsartasks.serializers import type_hints
+from pulsartasks.task import Task
+from pulsartasks.topic import Topic
+from pulsartasks.topics import DEAD_LETTERS, DEFAULT_NAMESPACE, check_namespace, qualify
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+DEFAULT_BROKER = "local://"
+_MODULES = {"pulsar+ssl": "pulsar", "memory": "local"}
+
+
+class PulsarTasks:
+    """An application.
+
+    Nothing is read or opened before it is needed: importing a module with tasks in it touches no broker and no environment.
+
+    Args:
+        name: prefix of its topics, and the default subscription.
+        broker: ``local:///path/broker.db``, ``memory://``, ``pulsar://host:6650`` or ``pulsar+ssl://host:6651``;
+            default: the environment variable ``PULSARTASKS_BROKER``, else ``local://`` (``.pulsartasks/broker.db`` here).
+        namespace: TENANT/NAMESPACE of topics given by a short name; default: ``PULSARTASKS_NAMESPACE``, else ``public/default``.
+        result_expires: seconds that results are kept; default: a day.
+    """
+
+    def __init__(
+        self, name: str, broker: str | None = None, *, namespace: str | None = None, result_expires: float = 86_400.0
+    ) -> None:
+        qualify(name, app=name)  # refuses what could not begin a topic's name
+        self.name = name
+        self.result_expires = result_expires
+        self._broker_url = broker
+        self._namespace = namespace
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self._topics: dict[str, Topic[Any]] = {}
+        self._resources: dict[type, Callable[[], Iterator[Any]]] = {}
+        self._lock = threading.RLock()
+        self._connection: _Connection | None = None
+
+    # Definition
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, *, bind: Literal[True], **options: Unpack[TaskKeywords]
+    ) -> Callable[[Callable[Concatenate[TaskContext, P], R]], Task[P, R]]: ...
+    @overload
+    def task(
+        self, *, bind: Literal[False] = False, **options: Unpack[TaskKeywords]
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Make a function a task: ``@app.task`` or ``@app.task(option=...)``; `TaskOptions` documents the options.
+
+        Raises:
+            ConfigurationError: an option is unknown or wrong, the name is taken, or the topic cannot be used that way.
+        """
+        if function is not None:
+            return self._add_task(function, options)
+        return lambda function: self._add_task(function, options)
+
+    def topic(
+        self,
+        name: str,
+        *,
+        schema: type[T],
+        key: Callable[[T], str | None] | None = None,
+        partitions: int = 0,
+        subscriptions: Collection[str] = (),
+    ) -> Topic[T]:
+        """An event topic: what is published to it reaches every subscription.
+
+        Args:
+            name: with a dot or as ``persistent://...`` taken as it is; else ``<app>.`` is put before it.
+            schema: the payload's type: a msgspec Struct, dataclass, pydantic model, or plain data.
+            key: gives what order is kept by, from the payload.
+            partitions: how many the topic is made with; 0: it is not partitioned.
+            subscriptions: exist before the first message does, from whichever process comes first.
+
+        Raises:
+            ConfigurationError: the name is malformed, or another topic of this app has it.
+        """
+        topic = Topic(self, name, schema=schema, key=key, partitions=partitions, subscriptions=subscriptions)
+        self.add_topic(topic)
+        return topic
+
+    def resource(self, factory: Callable[[], Iterator[T]]) -> Callable[[], Iterator[T]]:
+        """Have a worker process set up something once, before its first message, and tear it down at its end.
+
+        `factory` is a generator function that yields it; it is handed to every task parameter annotated with that type::
+
+            @app.resource
+            def engine() -> Iterator[Engine]:
+                yield load_model()
+
+        Raises:
+            ConfigurationError: the return annotation does not say what is yielded, or another resource yields that type.
+        """
+        annotation = type_hints(factory).get("return")
+        kind = (get_args(annotation) or (None,))[0] if get_origin(annotation) is not None else None
+        if not isinstance(kind, type):
+            raise ConfigurationError(f"resource {factory.__name__!r}: annotate it with '-> Iterator[TheType]'")
+        if kind in self._resources:
+            raise ConfigurationError(f"resource {factory.__name__!r}: {kind.__name__} is already given by another resource")
+        self._resources[kind] = factory
+        return factory
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any]]:
+        """All tasks by name."""
+        return MappingProxyType(self._tasks)
+
+    @property
+    def resources(self) -> Mapping[type, Callable[[], Iterator[Any]]]:
+        """All resources by the type they yield."""
+        return MappingProxyType(self._resources)
+
+    def add_topic(self, topic: Topic[Any]) -> None:
+        """Register `topic`; called by `topic` and `Topic.dead_letters`."""
+        known = self._topics.setdefault(qualify(topic.name, app=self.name), topic)
+        if known is not topic:
+            raise ConfigurationError(f"topic {topic.name!r} is defined twice; define it once and import it")
+
+    # Use
+
+    @property
+    def broker_url(self) -> str:
+        return self._broker_url or os.environ.get("PULSARTASKS_BROKER") or DEFAULT_BROKER
+
+    @property
+    def broker(self) -> Broker:
+        """This process's connection, opened at first use."""
+        return self._connect().broker
+
+    @property
+    def results(self) -> ResultStore:
+        return self._connect().results
+
+    def qualify(self, name: str) -> str:
+        """The full name of the topic called `name` in this app."""
+        namespace = self._namespace or os.environ.get("PULSARTASKS_NAMESPACE") or DEFAULT_NAMESPACE
+        return qualify(name, app=self.name, namespace=check_namespace(namespace))
+
+    def publish(self, publication: Publication) -> str:
+        """Send one message to its topic, all of whose subscriptions exist by then; gives its id once it is confirmed."""
+        self.declare(publication.topic)
+        return self.broker.publish(publication)
+
+    def publish_many(self, publications: Sequence[Publication]) -> list[str | PulsarTasksError]:
+        """Send all, pipelined; for each its message id once it is confirmed, or what went wrong."""
+        for topic in {publication.topic for publication in publications}:
+            self.declare(topic)
+        return self.broker.publish_many(publications)
+
+    def read(self, topic: str) -> Reader:
+        """A reader of `topic` from now on."""
+        return self.broker.read(topic)
+
+    def declare(self, topic: str) -> None:
+        """Make sure that `topic` exists with the subscriptions that this app knows of; asked of the broker once."""
+        connection = self._connect()
+        if topic in connection.declared:
+            return
+        known = next((t for t in self._topics.values() if t.full_name == topic), None)
+        subscriptions = self._subscriptions()[topic]
+        connection.broker.declare(topic, subscriptions, partitions=0 if known is None else known.partitions)
+        connection.declared.add(topic)
+
+    def testing(self) -> AbstractContextManager[Any]:
+        """Run this app on a broker in memory with a worker in this process; see `pulsartasks.testing`."""
+        return plugins.load("testing", "session").testing(self)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close this process's connection, if there is one; the next use opens another."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None and connection.pid == os.getpid():
+            connection.close()
+
+    # Internals
+
+    def _add_task(self, function: Callable[..., Any], keywords: dict[str, Any]) -> Task[..., Any]:
+        name = keywords.get("name") or function.__name__
+        if name in self._tasks:
+            raise ConfigurationError(f"task {name!r} is defined twice; give one of them another name=")
+        task: Task[..., Any] = Task(self, function, TaskOptions.parse(keywords, task=name), self._resources)
+        for other in self._tasks.values():
+            _check_neighbours(task, other)
+        self._tasks[name] = task
+        return task
+
+    def _subscriptions(self) -> Mapping[str, set[str]]:
+        """The subscriptions of every topic that tasks and definitions of this app make known."""
+        subscriptions: dict[str, set[str]] = defaultdict(set)
+        for topic in self._topics.values():
+            subscriptions[topic.full_name].update(topic.subscriptions)
+        for task in self._tasks.values():
+            topics = task.topics
+            for name in (topics.work, topics.calls, topics.retry, topics.delayed):
+                subscriptions[name].add(task.subscription)
+            if topics.dead_letter is not None:
+                subscriptions[topics.dead_letter].add(DEAD_LETTERS)
+        return subscriptions
+
+    def _connect(self) -> _Connection:
+        connection = self._connection
+        if connection is not None and connection.pid == os.getpid():
+            return connection
+        with self._lock:
+            if self._connection is None or self._connection.pid != os.getpid():
+                # A connection inherited through a fork is never touched, not even to free it: its threads are not here.
+                self._connection = _Connection(self, inherited=self._connection)
+            return self._connection
+
+
+class _Connection:
+    """What one process has open."""
+
+    def __init__(self, app: PulsarTasks, *, inherited: _Connection | None) -> None:
+        self.pid = os.getpid()
+        self.declared: set[str] = set()
+        self.broker = open_broker(app.broker_url)
+        self.results: ResultStore = plugins.load("results", "topic").TopicResults(
+            self.broker, topic=app.qualify(f"{app.name}.results"), expires=app.result_expires
+        )
+        self._inherited = inherited
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        atexit.unregister(self.close)
+        self.results.close()
+        self.broker.close()
+
+
+def open_broker(url: str) -> Broker:
+    """The broker at `url`.
+
+    Raises:
+        ConfigurationError: the URL's scheme is unknown, or its options are wrong.
+    """
+    scheme = urlsplit(url).scheme
+    if "://" not in url or not scheme:
+        raise ConfigurationError(f"{url!r} is not a broker URL; write local://, memory:// or pulsar://HOST:6650")
+    broker: Broker = plugins.load("brokers", _MODULES.get(scheme, scheme)).open_broker(url)
+    return broker
+
+
+def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
+    """Refuse two tasks that would eat each other's messages."""
+    mine, theirs = task.options.topic, other.options.topic
+    if task.event_topic is not None and task.event_topic is other.event_topic and task.subscription == other.subscription:
+        raise ConfigurationError(
+            f"task {task.name!r}: subscription {task.subscription!r} of {task.event_topic.name} is already handled by "
+            f"{other.name!r}; each subscription has one handler, so give one of them another subscription="
+        )
+    if isinstance(mine, str) and mine == theirs:
+        if task.subscription != other.subscription:
+            raise ConfigurationError(
+                f"task {task.name!r}: the call topic {mine!r} already has the subscription {other.subscription!r}; "
+                "for several subscriptions define the topic with app.topic()"
+            )
+        if task.options.mode != other.options.mode:
+            raise ConfigurationError(f"task {task.name!r}: {other.name!r} uses topic {mine!r} as {other.options.mode}, so must this one")

@@ -1,0 +1,89 @@
+"""What a bound task is told about the message it runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import structlog
+
+from pulsartasks.errors import MaxRetriesExceededError, Retry
+from pulsartasks.message import DeadLetter
+from pulsartasks.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The message behind this run, under Celery's name for it."""
+
+    id: str = ""
+    task: str = ""
+    topic: str = ""
+    """Full name of the topic it was received on."""
+    subscription: str = ""
+    key: str | None = None
+    retries: int = 0
+    """0 in the first attempt."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """All message properties."""
+    published_at: float = 0.0
+    """Seconds since the epoch."""
+    called_directly: bool = True
+    """The function was called as a plain function: there is no message."""
+
+    @property
+    def dead_letter(self) -> DeadLetter | None:
+        """Why the message was given up, when it comes from a dead-letter topic."""
+        return DeadLetter.from_headers(self.headers)
+
+
+class TaskContext:
+    """The first argument of a task with ``bind=True``."""
+
+    __slots__ = ("_policy", "request")
+
+    def __init__(self, request: Request, policy: RetryPolicy) -> None:
+        self.request = request
+        self._policy = policy
+
+    @property
+    def id(self) -> str:
+        """The task's id; the same in every attempt."""
+        return self.request.id
+
+    @property
+    def retries(self) -> int:
+        """How many attempts came before this one."""
+        return self.request.retries
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that already knows the task, its id and the attempt."""
+        return structlog.get_logger("pulsartasks.task").bind(
+            task=self.request.task, id=self.request.id, attempt=self.request.retries + 1
+        )
+
+    def retry(
+        self, exc: BaseException | None = None, *, countdown: float | timedelta | None = None, max_retries: int | None = None
+    ) -> NoReturn:
+        """Give up this attempt and have the message run again later, held by the broker.
+
+        Args:
+            exc: why; raised instead when no retry is left, and logged.
+            countdown: seconds until the next attempt; default: the task's backoff.
+            max_retries: instead of the task's own, for this once.
+
+        Raises:
+            Retry: always, while one is left. Write ``raise self.retry(...)`` so that readers and type checkers see the end.
+            MaxRetriesExceededError: none is left and `exc` was not given.
+        """
+        policy = self._policy
+        limit = policy.max_retries if max_retries is None else max_retries
+        if limit is not None and self.retries >= limit:
+            raise exc or MaxRetriesExceededError(f"{self.request.task}[{self.id}] failed {self.retries + 1} times")
+        if isinstance(countdown, timedelta):
+            countdown = countdown.total_seconds()
+        raise Retry(policy.delay(self.retries, random.random) if countdown is None else countdown, exc)

@@ -1,0 +1,79 @@
+"""The handle of a call: wait for its result, from any thread."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from pulsartasks.errors import PulsarTasksError, ResultTimeoutError
+from pulsartasks.results.base import Result, ResultStore, State
+from pulsartasks.serializers import PayloadCodec
+
+R = TypeVar("R")
+
+
+class AsyncResult(Generic[R]):
+    """One call that was sent, known by its id."""
+
+    def __init__(
+        self, task_id: str, store: ResultStore | None, codec: PayloadCodec[R], *, task: str, sent_here: bool = True
+    ) -> None:
+        self.id = task_id
+        self.task = task
+        self._store = store
+        self._codec = codec
+        self._sent_here = sent_here
+        self._result: Result | None = None
+
+    def get(self, timeout: float | None = None) -> R:
+        """The task's return value, as soon as the worker pushes it; nothing is polled.
+
+        Args:
+            timeout: seconds to wait; None waits without end.
+
+        Raises:
+            ResultTimeoutError: nothing came within `timeout`; the task may still run.
+            PulsarTasksError: the task keeps no results (``ignore_result=True``).
+            Exception: what the task raised in its last attempt: of its own type where that is imported here, else `TaskError`.
+        """
+        if self._result is None:
+            self._result = self._kept_results().wait(self.id, timeout, pushed=self._sent_here)
+        if self._result is None:
+            raise ResultTimeoutError(f"no result of {self.task}[{self.id}] within {timeout:g} s; it may still be waiting or running")
+        if self._result.error is not None:
+            raise self._result.error.restore()
+        return self._codec.decode(self._result.value)
+
+    @property
+    def state(self) -> State:
+        """``SUCCESS``, ``FAILURE``, or ``PENDING``: not finished, not known, or longer ago than ``result_expires``."""
+        result = self._look()
+        return "PENDING" if result is None else result.state
+
+    def ready(self) -> bool:
+        """Whether the task has ended, well or not."""
+        return self.state != "PENDING"
+
+    def successful(self) -> bool:
+        return self.state == "SUCCESS"
+
+    def failed(self) -> bool:
+        return self.state == "FAILURE"
+
+    @property
+    def traceback(self) -> str | None:
+        """The worker's traceback if the task failed."""
+        result = self._look()
+        return result.error.traceback if result is not None and result.error is not None else None
+
+    def _look(self) -> Result | None:
+        if self._result is None:
+            self._result = self._kept_results().find(self.id)
+        return self._result
+
+    def _kept_results(self) -> ResultStore:
+        if self._store is None:
+            raise PulsarTasksError(f"{self.task} keeps no results (ignore_result=True); leave that option out to wait for them")
+        return self._store
+
+    def __repr__(self) -> str:
+        return f"<AsyncResult {self.task}[{self.id}]>"

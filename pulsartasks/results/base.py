@@ -1,0 +1,93 @@
+"""The port for results, and the form in which a result is kept."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import msgspec
+
+from pulsartasks.errors import TaskError
+from pulsartasks.serializers import encode
+
+State = Literal["PENDING", "SUCCESS", "FAILURE"]
+
+
+class RemoteError(msgspec.Struct, frozen=True):
+    """An exception as data."""
+
+    type: str
+    """``module:qualified name`` of its class."""
+    message: str
+    arguments: list[Any]
+    """The exception's ``args`` if they are data, else its text."""
+    traceback: str
+
+    @classmethod
+    def capture(cls, error: BaseException) -> RemoteError:
+        try:
+            arguments = msgspec.json.decode(encode(error.args))
+        except (TypeError, msgspec.MsgspecError):
+            arguments = [str(error)]
+        return cls(
+            type=f"{type(error).__module__}:{type(error).__qualname__}",
+            message=str(error),
+            arguments=arguments,
+            traceback="".join(traceback.format_exception(error)),
+        )
+
+    def restore(self) -> BaseException:
+        """The exception itself where its class is already imported here, else a `TaskError` that names it.
+
+        Nothing is imported for it: a result is data, and data must not choose what code runs.
+        """
+        module, _, name = self.type.partition(":")
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            try:
+                return kind(*self.arguments)
+            except Exception:  # noqa: BLE001 - any constructor may run here; the stand-in tells the same story
+                return TaskError(f"{name}: {self.message}")
+        return TaskError(f"{name}: {self.message}")
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one task ended."""
+
+    id: str
+    task: str
+    state: State
+    value: msgspec.Raw = msgspec.Raw(b"null")
+    error: RemoteError | None = None
+    retries: int = 0
+    finished_at: float = 0.0
+    """Seconds since the epoch."""
+
+
+class ResultStore(ABC):
+    """Keeps results, and wakes who waits for one."""
+
+    @property
+    @abstractmethod
+    def reply_to(self) -> str:
+        """The topic on which this process hears of results; travels with each call."""
+
+    @abstractmethod
+    def store(self, result: Result, *, reply_to: str | None) -> None:
+        """Keep `result` (confirmed when this returns) and tell the caller that listens at `reply_to`."""
+
+    @abstractmethod
+    def find(self, task_id: str) -> Result | None:
+        """The result as it is kept now; None if there is none (yet, or any more)."""
+
+    @abstractmethod
+    def wait(self, task_id: str, timeout: float | None, *, pushed: bool) -> Result | None:
+        """The result as soon as it is there; None after `timeout` seconds (None: wait without end).
+
+        `pushed` says that this process made the call, so that the worker tells it; otherwise what is kept is followed.
+        """
+
+    @abstractmethod
+    def close(self) -> None: ...

@@ -1,0 +1,178 @@
+"""Results without a database: kept on a topic, and pushed to the caller.
+
+A result goes to ``<app>.results``, where a subscription that nobody reads (the keeper) holds it, and to the caller's own
+non-persistent topic, whose loss costs nothing: who waits also looks once at what is kept. A look-up reads from the instant
+inside the task's id (UUIDv7), so it costs as much as was stored since that call.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from pulsartasks.brokers.base import Broker, Reader
+from pulsartasks.errors import ClosedError, PulsarTasksError
+from pulsartasks.message import TASK_ID, Publication, task_id_instant
+from pulsartasks.results.base import Result, ResultStore
+
+KEEPER = "keeper"
+CLOCK_SKEW = 10.0
+"""Seconds by which the caller's clock may run ahead of the broker's without a look-up missing the result."""
+LOOK_AGAIN = 30.0
+"""Seconds after which a wait looks at what is kept, in case a push was lost."""
+REMEMBERED = 10_000
+"""Results that were pushed here and not asked for yet."""
+
+_log = structlog.get_logger("pulsartasks")
+_decode = msgspec.json.Decoder(Result).decode
+
+
+class TopicResults(ResultStore):
+    """Results on the broker that also carries the calls."""
+
+    def __init__(self, broker: Broker, *, topic: str, expires: float = 86_400.0) -> None:
+        self._broker = broker
+        self._topic = topic
+        self._expires = expires
+        self._inbox = _Inbox(broker, topic.replace("persistent://", "non-persistent://", 1) + f"-{uuid4().hex}")
+        self._declared = False
+
+    @property
+    def reply_to(self) -> str:
+        return self._inbox.topic
+
+    def store(self, result: Result, *, reply_to: str | None) -> None:
+        self._declare()
+        value = msgspec.json.encode(result)
+        kept = Publication(self._topic, value, key=result.id, properties={TASK_ID: result.id})
+        push = [Publication(reply_to, value, properties={TASK_ID: result.id})] if reply_to else []
+        confirmed, *_ = self._broker.publish_many([kept, *push])
+        if isinstance(confirmed, PulsarTasksError):
+            raise confirmed
+
+    def find(self, task_id: str) -> Result | None:
+        return self._follow(task_id, until=0.0)
+
+    def wait(self, task_id: str, timeout: float | None, *, pushed: bool) -> Result | None:
+        until = float("inf") if timeout is None else time.monotonic() + timeout
+        if not pushed:
+            return self._follow(task_id, until=until)
+        waiter = self._inbox.expect(task_id)
+        try:
+            if waiter.result is None and waiter.may_have_missed:
+                waiter.result = self.find(task_id)
+            while waiter.result is None and time.monotonic() < until:
+                # The push is only a hint, and a reconnect may have swallowed it: look again now and then, and at the end.
+                if not waiter.arrived.wait(min(LOOK_AGAIN, until - time.monotonic())):
+                    waiter.result = self.find(task_id)
+            return waiter.result
+        finally:
+            self._inbox.forget(task_id)
+
+    def _follow(self, task_id: str, *, until: float) -> Result | None:
+        """Read what is kept from the id's own instant on, and then what arrives until `until` (monotonic seconds)."""
+        self._declare()
+        oldest = time.time() - self._expires
+        reader = self._broker.read(self._topic, since=max(oldest, (task_id_instant(task_id) or 0.0) - CLOCK_SKEW))
+        try:
+            while True:
+                delivery = reader.receive(min(LOOK_AGAIN, max(0.0, until - time.monotonic())))
+                if delivery is not None and delivery.properties.get(TASK_ID) == task_id:
+                    return _decode(delivery.value)
+                if delivery is None and time.monotonic() >= until:
+                    return None
+        finally:
+            reader.close()
+
+    def expire(self) -> None:
+        """Let go of what is older than ``result_expires``; called now and then by workers."""
+        self._declare()
+        self._broker.trim(self._topic, KEEPER, before=time.time() - self._expires)
+
+    def close(self) -> None:
+        self._inbox.close()
+
+    def _declare(self) -> None:
+        if not self._declared:
+            self._broker.declare(self._topic, [KEEPER])
+            self._declared = True
+
+
+class _Waiter:
+    """One `get()` in progress."""
+
+    def __init__(self, *, may_have_missed: bool, result: Result | None) -> None:
+        self.arrived = threading.Event()
+        self.may_have_missed = may_have_missed
+        """The result may have been pushed before this process listened."""
+        self.result = result
+
+
+class _Inbox:
+    """Hears of results on this process's own topic; it listens from the first `get()` on."""
+
+    def __init__(self, broker: Broker, topic: str) -> None:
+        self.topic = topic
+        self._broker = broker
+        self._lock = threading.Lock()
+        self._waiters: dict[str, _Waiter] = {}
+        self._arrived: OrderedDict[str, Result] = OrderedDict()
+        self._reader: Reader | None = None
+        self._listening_since = float("inf")
+
+    def expect(self, task_id: str) -> _Waiter:
+        with self._lock:
+            self._listen()
+            made = task_id_instant(task_id)
+            known = self._arrived.pop(task_id, None)
+            waiter = self._waiters.get(task_id)
+            if waiter is None:
+                missed = made is None or made <= self._listening_since
+                waiter = self._waiters[task_id] = _Waiter(may_have_missed=missed and known is None, result=known)
+            return waiter
+
+    def forget(self, task_id: str) -> None:
+        with self._lock:
+            self._waiters.pop(task_id, None)
+
+    def close(self) -> None:
+        with self._lock:
+            reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    def _listen(self) -> None:
+        if self._reader is None:
+            self._reader = self._broker.read(self.topic)
+            self._listening_since = time.time()
+            threading.Thread(target=self._dispatch, args=[self._reader], name="pulsartasks-results", daemon=True).start()
+
+    def _dispatch(self, reader: Reader) -> None:
+        while True:
+            try:
+                delivery = reader.receive(1.0)
+            except ClosedError:
+                return
+            if delivery is not None:
+                self._arrive(delivery.value)
+
+    def _arrive(self, value: bytes) -> None:
+        try:
+            result = _decode(value)
+        except msgspec.MsgspecError as error:
+            _log.warning("result.unreadable", error=str(error))
+            return
+        with self._lock:
+            waiter = self._waiters.get(result.id)
+            if waiter is None:
+                self._arrived[result.id] = result
+                if len(self._arrived) > REMEMBERED:
+                    self._arrived.popitem(last=False)
+                return
+            waiter.result = result
+        waiter.arrived.set()

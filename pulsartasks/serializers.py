@@ -1,0 +1,198 @@
+"""Values to bytes and back: JSON by msgspec, checked against the annotations on both sides. Never pickle."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Generic, TypeVar, get_type_hints
+
+import msgspec
+
+from pulsartasks.errors import ConfigurationError, InvalidArgumentsError, UnreadableMessageError
+
+T = TypeVar("T")
+
+
+def to_builtin(value: Any) -> Any:
+    """What msgspec asks for a type it does not know: pydantic models give their own data."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    raise NotImplementedError(f"{type(value).__qualname__} is not data; pass its fields instead")
+
+
+def from_builtin(kind: type, value: Any) -> Any:
+    """The inverse of `to_builtin`, for an annotation that msgspec does not know."""
+    if hasattr(kind, "model_validate"):
+        return kind.model_validate(value)
+    raise NotImplementedError(f"{kind.__qualname__} cannot be made from JSON")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=to_builtin)
+
+
+def encode(value: Any) -> bytes:
+    """`value` as JSON.
+
+    Raises:
+        InvalidArgumentsError: it has something in it that is not data.
+    """
+    try:
+        return _encoder.encode(value)
+    except (TypeError, NotImplementedError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidArgumentsError(f"this cannot be sent as JSON: {error}") from error
+
+
+class PayloadCodec(Generic[T]):
+    """One type as JSON: an event's payload, or one argument."""
+
+    def __init__(self, kind: Any) -> None:
+        try:
+            self._decode = msgspec.json.Decoder(kind, dec_hook=from_builtin).decode
+        except TypeError as error:
+            raise ConfigurationError(f"{kind!r} cannot be read from JSON: {error}") from error
+
+    def encode(self, payload: T) -> bytes:
+        """`payload` as JSON, after checking that its reader will accept it.
+
+        Raises:
+            InvalidArgumentsError: it does not have the declared type, or is not data.
+        """
+        value = encode(payload)
+        try:
+            self.decode(value)
+        except UnreadableMessageError as error:
+            raise InvalidArgumentsError(str(error)) from error
+        return value
+
+    def decode(self, value: bytes | msgspec.Raw) -> T:
+        """The payload in `value`.
+
+        Raises:
+            UnreadableMessageError: it is not JSON, or not of the declared type.
+        """
+        try:
+            return self._decode(value)  # type: ignore[no-any-return]
+        except Exception as error:  # msgspec's errors, and whatever a model's validator raises
+            raise UnreadableMessageError(str(error) or type(error).__name__) from error
+
+
+class _Call(msgspec.Struct):
+    """The wire form of a call."""
+
+    args: list[msgspec.Raw] = []
+    kwargs: dict[str, msgspec.Raw] = {}
+
+
+_decode_call = msgspec.json.Decoder(_Call).decode
+_decode_keywords = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class CallCodec:
+    """The arguments of one function as JSON, checked against its annotations.
+
+    Parameters in `injected` are filled by the worker and never travel; so is the first one when `skip_first` is set.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, skip_first: bool = False, injected: Collection[str] = ()) -> None:
+        self._name = getattr(function, "__name__", "task")
+        hints = type_hints(function)
+        parameters = list(inspect.signature(function).parameters.values())[1 if skip_first else 0 :]
+        travelling = [p for p in parameters if p.name not in injected]
+        self._positional = [p.name for p in travelling if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        self._keywords = {p.name for p in travelling if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        self._required = {p.name for p in travelling if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        self._codecs = {p.name: PayloadCodec[Any](hints.get(p.name, Any)) for p in travelling}
+        self._rest = next((p.name for p in travelling if p.kind is p.VAR_POSITIONAL), None)
+        self._rest_keywords = next((p.name for p in travelling if p.kind is p.VAR_KEYWORD), None)
+
+    @property
+    def payload(self) -> PayloadCodec[Any]:
+        """How an event's payload is read: as the function's first argument.
+
+        Raises:
+            ConfigurationError: the function takes none, or needs more than one.
+        """
+        if not self._positional or len(self._required - {self._positional[0]}):
+            raise ConfigurationError(f"{self._name}() handles an event, so it takes exactly one argument: its payload")
+        return self._codecs[self._positional[0]]
+
+    def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+        """The call as JSON, after checking that the worker will accept it.
+
+        Raises:
+            InvalidArgumentsError: the arguments do not fit the function, or are not data.
+        """
+        value = encode({"args": args, "kwargs": kwargs})
+        try:
+            self.decode(value)
+        except UnreadableMessageError as error:
+            raise InvalidArgumentsError(str(error)) from error
+        return value
+
+    def decode(self, value: bytes) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments in `value`.
+
+        Raises:
+            UnreadableMessageError: it is not a call, or its arguments do not fit the function.
+        """
+        try:
+            call = _decode_call(value)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise UnreadableMessageError(f"not a call: {error}") from error
+        return self._convert(call.args, call.kwargs)
+
+    def decode_keywords(self, value: bytes) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments in a message that another language wrote: the bare keyword arguments."""
+        try:
+            keywords = _decode_keywords(value)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise UnreadableMessageError(f"not keyword arguments: {error}") from error
+        return self._convert([], keywords)
+
+    def _convert(self, args: list[msgspec.Raw], kwargs: dict[str, msgspec.Raw]) -> tuple[list[Any], dict[str, Any]]:
+        self._check_arity(len(args), kwargs)
+        names = self._positional if len(args) <= len(self._positional) else self._padded(len(args))
+        return (
+            [self._convert_one(name, raw) for name, raw in zip(names, args)],  # noqa: B905 - names may be more than args
+            {name: self._convert_one(name if name in self._keywords else self._rest_keywords, raw) for name, raw in kwargs.items()},
+        )
+
+    def _padded(self, count: int) -> list[str]:
+        assert self._rest is not None  # _check_arity saw to it
+        return [*self._positional, *[self._rest] * (count - len(self._positional))]
+
+    def _convert_one(self, name: str | None, raw: msgspec.Raw) -> Any:
+        assert name is not None  # _check_arity saw to it
+        try:
+            return self._codecs[name].decode(raw)
+        except UnreadableMessageError as error:
+            raise UnreadableMessageError(f"{self._name}() argument {name!r}: {error}") from error
+
+    def _check_arity(self, positional: int, kwargs: Mapping[str, Any]) -> None:
+        if positional > len(self._positional) and self._rest is None:
+            self._refuse(f"takes {len(self._positional)} positional arguments but {positional} were given")
+        given = self._positional[:positional]
+        if kwargs:
+            if twice := [name for name in given if name in kwargs]:
+                self._refuse(f"got multiple values for argument {twice[0]!r}")
+            if self._rest_keywords is None and (unknown := [name for name in kwargs if name not in self._keywords]):
+                self._refuse(f"got an unexpected argument {unknown[0]!r}")
+        if len(given) + len(kwargs) < len(self._required) or not self._required.issubset((*given, *kwargs)):
+            missing = ", ".join(sorted(self._required.difference(given, kwargs)))
+            self._refuse(f"misses the argument {missing}")
+
+    def _refuse(self, what: str) -> None:
+        raise UnreadableMessageError(f"{self._name}() {what}")
+
+
+def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The function's annotations, resolved.
+
+    Raises:
+        ConfigurationError: one of them names something that does not exist.
+    """
+    try:
+        return get_type_hints(function)
+    except NameError as error:
+        name = getattr(function, "__qualname__", function)
+        raise ConfigurationError(f"{name}: an annotation cannot be resolved ({error}); define it before the task") from error

@@ -1,0 +1,75 @@
+"""A call that is not sent yet: what `task.s(...)` and `topic.s(...)` give, e.g. for an outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from pulsartasks.errors import InvalidArgumentsError
+from pulsartasks.message import RESERVED_PREFIX, Publication
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What one call may have of its own."""
+
+    countdown: float | timedelta | None = None
+    """Seconds from now before which it must not run."""
+    eta: datetime | None = None
+    """The same as an instant; must know its time zone."""
+    key: str | None = None
+    """Instead of what the task's ``key=`` gives."""
+    task_id: str | None = None
+    """Instead of a fresh UUIDv7; a result of such a call is searched from the oldest one on."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Message properties of the caller's own."""
+
+    def check(self) -> None:
+        """Refuse what could not be kept.
+
+        Raises:
+            InvalidArgumentsError: both countdown and eta, an eta without time zone, or headers that are not text or ours.
+        """
+        if self.countdown is not None and self.eta is not None:
+            raise InvalidArgumentsError("give countdown or eta, not both")
+        if self.eta is not None and self.eta.tzinfo is None:
+            raise InvalidArgumentsError(f"eta {self.eta} has no time zone; write datetime.now(timezone.utc) + ...")
+        for name, value in self.headers.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise InvalidArgumentsError(f"header {name!r}: names and values must be text")
+            if name.startswith(RESERVED_PREFIX):
+                raise InvalidArgumentsError(f"header {name!r}: names with {RESERVED_PREFIX} are pulsartasks' own")
+
+    def due(self, now: float) -> float | None:
+        """The instant before which the call must not run, in seconds since the epoch; None: at once."""
+        if self.eta is not None:
+            return self.eta.timestamp()
+        if self.countdown is None:
+            return None
+        return now + (self.countdown.total_seconds() if isinstance(self.countdown, timedelta) else self.countdown)
+
+
+class Target(Protocol):
+    """What can be called or published to."""
+
+    def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A task or topic together with what to send it."""
+
+    target: Target
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: CallOptions = field(default_factory=CallOptions)
+
+    def publication(self) -> Publication:
+        """The message that this call is, with a fresh id each time.
+
+        Raises:
+            InvalidArgumentsError: the arguments do not fit.
+        """
+        return self.target.compose(self.args, self.kwargs, self.options)

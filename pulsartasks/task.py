@@ -1,0 +1,209 @@
+"""A task: a function, and how it is called through a topic."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+from typing_extensions import ParamSpec
+
+from pulsartasks.context import Request, TaskContext
+from pulsartasks.errors import ConfigurationError
+from pulsartasks.message import ETA, REPLY_TO, TASK, TASK_ID, Publication, new_task_id
+from pulsartasks.options import TaskOptions
+from pulsartasks.result import AsyncResult
+from pulsartasks.results.base import ResultStore
+from pulsartasks.serializers import CallCodec, PayloadCodec, type_hints
+from pulsartasks.signature import CallOptions, Signature
+from pulsartasks.topic import Topic
+from pulsartasks.topics import call_topic, dead_letter_topic, delayed_topic, retry_topic
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class TaskHost(Protocol):
+    """What a task needs of its app."""
+
+    name: str
+
+    def qualify(self, name: str) -> str: ...
+    def publish(self, publication: Publication) -> str: ...
+    @property
+    def results(self) -> ResultStore: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTopics:
+    """The full names of a task's topics."""
+
+    work: str
+    """The event topic it handles, or its call topic."""
+    calls: str
+    """Where `.delay()` sends."""
+    retry: str
+    delayed: str
+    dead_letter: str | None
+    """None: what is given up is dropped."""
+
+
+class Task(Generic[P, R]):
+    """A function that can be called here, or through its topic; made by ``@app.task``."""
+
+    def __init__(
+        self, host: TaskHost, function: Callable[..., R], options: TaskOptions, resources: Mapping[type, object]
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.options = options
+        self.name = options.name or function.__name__
+        self.subscription = options.subscription or host.name
+        self.injected = _injected(function, resources)
+        self.codec = CallCodec(function, skip_first=options.bind, injected=self.injected)
+        self.result_codec: PayloadCodec[R] = PayloadCodec(type_hints(function).get("return", Any))
+        self.event_topic: Topic[Any] | None = options.topic if isinstance(options.topic, Topic) else None
+        self.is_async = inspect.iscoroutinefunction(function)
+        self._host = host
+        self._call = CallOptions()
+        self._check_annotations()
+
+    @cached_property
+    def topics(self) -> TaskTopics:
+        event = self.event_topic
+        work = event.full_name if event is not None else self._host.qualify(self.options.topic or self.name)
+        dead_letter = self.options.dead_letter
+        return TaskTopics(
+            work=work,
+            calls=work if event is None else call_topic(work, self.subscription),
+            retry=retry_topic(work, self.subscription),
+            delayed=delayed_topic(work, self.subscription),
+            dead_letter=self._host.qualify(dead_letter)
+            if isinstance(dead_letter, str)
+            else (dead_letter_topic(work, self.subscription) if dead_letter else None),
+        )
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now, without any broker."""
+        if self.options.bind:
+            context = TaskContext(Request(task=self.name), self.options.retry_policy)
+            return self.function(context, *args, **kwargs)
+        return self.function(*args, **kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send a call; returns once the broker has confirmed it, so that it cannot be lost silently.
+
+        Raises:
+            InvalidArgumentsError: the arguments do not fit the function, or are not data. Nothing was sent.
+            MessageTooLargeError: they are larger than the broker takes. Nothing was sent.
+            PublishTimeoutError: not confirmed in time; the call may or may not have been stored.
+            BrokerError: the broker did not take it.
+        """
+        return self._send(args, kwargs, self._call)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        countdown: float | timedelta | None = None,
+        eta: datetime | None = None,
+        key: str | None = None,
+        task_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncResult[R]:
+        """Like `delay`, with options for this call (see `CallOptions`) as in Celery.
+
+        `countdown` (seconds) and `eta` are held by the broker and never early.
+        """
+        given = CallOptions(countdown=countdown, eta=eta, key=key, task_id=task_id, headers=headers or {})
+        return self._send(tuple(args), kwargs or {}, given)
+
+    def using(
+        self,
+        *,
+        countdown: float | timedelta | None = None,
+        eta: datetime | None = None,
+        key: str | None = None,
+        task_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Task[P, R]:
+        """The same task whose calls have these options, e.g. ``add.using(countdown=10).delay(2, 3)``: still typed."""
+        given = {"countdown": countdown, "eta": eta, "key": key, "task_id": task_id, "headers": headers}
+        other = copy.copy(self)
+        other._call = replace(self._call, **{name: value for name, value in given.items() if value is not None})
+        return other
+
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature:
+        """The call as a value, to be sent later."""
+        return Signature(self, args, kwargs, self._call)
+
+    def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
+        """The message of one call; see `delay`."""
+        options.check()
+        due = options.due(time.time())
+        properties = {**options.headers, TASK: self.name, TASK_ID: options.task_id or new_task_id()}
+        if not self.options.ignore_result:
+            properties[REPLY_TO] = self._host.results.reply_to
+        if due is not None:
+            properties[ETA] = str(round(due * 1000))
+        return Publication(
+            topic=self.topics.calls if due is None else self.topics.delayed,
+            value=self.codec.encode(args, kwargs),
+            key=options.key if options.key is not None else self._key(args, kwargs),
+            properties=properties,
+            deliver_at=due,
+        )
+
+    def result(self, task_id: str) -> AsyncResult[R]:
+        """The handle of a call that was sent elsewhere, or earlier."""
+        return self._handle(task_id, sent_here=False)
+
+    def _send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> AsyncResult[R]:
+        publication = self.compose(args, kwargs, options)
+        self._host.publish(publication)
+        return self._handle(publication.properties[TASK_ID], sent_here=True)
+
+    def _handle(self, task_id: str, *, sent_here: bool) -> AsyncResult[R]:
+        store = None if self.options.ignore_result else self._host.results
+        return AsyncResult(task_id, store, self.result_codec, task=self.name, sent_here=sent_here)
+
+    def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        if self.options.key is not None:
+            return self.options.key(*args, **kwargs)
+        if self.event_topic is not None and self.event_topic.key is not None and args:
+            return self.event_topic.key(args[0])
+        return None
+
+    def _check_annotations(self) -> None:
+        if self.event_topic is not None:
+            _ = self.codec.payload
+        hints = type_hints(self.function)
+        for name in inspect.signature(self.function).parameters:
+            kind = hints.get(name, Any)
+            if kind is TaskContext or name in self.injected:
+                continue
+            if isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType) and not hasattr(kind, "model_validate"):
+                raise ConfigurationError(
+                    f"task {self.name!r}: parameter {name!r} is annotated with {kind!r}, which is neither data nor a resource; "
+                    "use a dataclass or msgspec.Struct, or define an @app.resource that yields it above the task"
+                )
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+
+def _injected(function: Callable[..., Any], resources: Mapping[type, object]) -> dict[str, type]:
+    """The parameters that the worker fills with resources, and their types."""
+    return {
+        name: kind
+        for name, kind in type_hints(function).items()
+        if name != "return" and isinstance(kind, type) and kind in resources
+    }

@@ -1,0 +1,160 @@
+"""Event topics: publish a payload once, and every subscription has it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
+
+from pulsartasks.brokers.base import Reader
+from pulsartasks.errors import ClosedError, InvalidArgumentsError
+from pulsartasks.message import Publication
+from pulsartasks.serializers import PayloadCodec
+from pulsartasks.signature import CallOptions, Signature
+from pulsartasks.topics import DEAD_LETTERS, dead_letter_topic
+
+T = TypeVar("T")
+
+
+class TopicHost(Protocol):
+    """What a topic needs of its app."""
+
+    def qualify(self, name: str) -> str: ...
+    def publish(self, publication: Publication) -> str: ...
+    def read(self, topic: str) -> Reader: ...
+    def add_topic(self, topic: Topic[Any]) -> None: ...
+
+
+class Topic(Generic[T]):
+    """A topic whose messages are payloads of one type; made by `PulsarTasks.topic`."""
+
+    def __init__(
+        self,
+        host: TopicHost,
+        name: str,
+        *,
+        schema: type[T],
+        key: Callable[[T], str | None] | None = None,
+        partitions: int = 0,
+        subscriptions: Collection[str] = (),
+    ) -> None:
+        self.name = name
+        self.schema = schema
+        self.key = key
+        self.partitions = partitions
+        self.subscriptions = frozenset(subscriptions)
+        self._host = host
+        self._codec: PayloadCodec[T] = PayloadCodec(schema)
+
+    @cached_property
+    def full_name(self) -> str:
+        """What the broker calls it."""
+        return self._host.qualify(self.name)
+
+    def publish(
+        self,
+        payload: T,
+        *,
+        countdown: float | timedelta | None = None,
+        eta: datetime | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Send `payload` to every subscription; gives the message id once the broker has confirmed it.
+
+        The subscriptions named in the definition exist before the first message does, so nobody has to be there yet.
+
+        Raises:
+            InvalidArgumentsError: it is not what the topic's schema says.
+            BrokerError: the broker did not take it; `PublishTimeoutError` if that is not known.
+        """
+        options = CallOptions(countdown=countdown, eta=eta, key=key, headers=headers or {})
+        return self._host.publish(self.compose((payload,), {}, options))
+
+    def s(self, payload: T) -> Signature:
+        """The publication as a value, to be sent later."""
+        return Signature(self, (payload,))
+
+    def tail(self) -> Tail[T]:
+        """Follow the topic from now on, leaving no subscription behind; what came before is not seen.
+
+        Everybody who tails sees every message. While the connection is away, messages are missed.
+        """
+        return Tail(self._host.read(self.full_name), self._codec)
+
+    def dead_letters(self, subscription: str, *, subscriptions: Collection[str] = ()) -> Topic[T]:
+        """The topic of what `subscription` gave up, as one that tasks can subscribe to under the names in `subscriptions`.
+
+        A handler with ``bind=True`` reads the reason from ``self.request.dead_letter``.
+        """
+        topic = Topic(
+            self._host,
+            dead_letter_topic(self.name, subscription),
+            schema=self.schema,
+            key=self.key,
+            subscriptions={DEAD_LETTERS, *subscriptions},
+        )
+        self._host.add_topic(topic)
+        return topic
+
+    def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
+        """The message of one payload; see `publish`."""
+        options.check()
+        if len(args) != 1 or kwargs:
+            raise InvalidArgumentsError(f"an event of {self.name} has exactly one payload")
+        [payload] = args
+        return Publication(
+            topic=self.full_name,
+            value=self._codec.encode(payload),
+            key=options.key if options.key is not None or self.key is None else self.key(payload),
+            properties=options.headers,
+            deliver_at=options.due(time.time()),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Topic {self.name}>"
+
+
+class Tail(Generic[T]):
+    """Follows a topic; an iterator that ends when it is closed, which any thread may do."""
+
+    def __init__(self, reader: Reader, codec: PayloadCodec[T]) -> None:
+        self._reader = reader
+        self._codec = codec
+        self._closed = threading.Event()
+
+    def receive(self, timeout: float) -> T | None:
+        """The next payload, or None after `timeout` seconds without one, or when closed.
+
+        Raises:
+            UnreadableMessageError: a message is not of the topic's schema; the next call goes on behind it.
+        """
+        if self._closed.is_set():
+            return None
+        try:
+            delivery = self._reader.receive(timeout)
+        except ClosedError:
+            self._closed.set()
+            return None
+        return None if delivery is None else self._codec.decode(delivery.value)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._reader.close()
+
+    def __iter__(self) -> Iterator[T]:
+        while not self._closed.is_set():
+            payload = self.receive(1.0)
+            if payload is not None:
+                yield payload
+
+    def __enter__(self) -> Tail[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
