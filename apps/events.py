@@ -59,11 +59,20 @@ class ImageReady(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
+class TranscriptionStarted(msgspec.Struct, frozen=True):
+    """A worker has begun with the recording of a message: news for whoever is waiting, and nothing depends on it."""
+
+    message_id: str
+    chat_id: str
+
+
 class ThreadChanged(msgspec.Struct, frozen=True):
     """A thread has something new at `version`; whoever shows it asks the database."""
 
     chat_id: str
     version: int
+    members: tuple[str, ...] = ()
+    """Who may be looking at it."""
 
 
 app = PulsarTasks("babblebox")
@@ -73,6 +82,12 @@ message_created = app.topic(
     schema=MessageCreated,
     key=lambda event: event.chat_id,
     subscriptions=("transcribe", "images"),
+)
+transcription_started = app.topic(
+    "babblebox.transcription-started",
+    schema=TranscriptionStarted,
+    key=lambda event: event.chat_id,
+    subscriptions=("chat",),
 )
 transcribed = app.topic(
     "babblebox.transcribed",
