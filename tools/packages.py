@@ -1,0 +1,80 @@
+"""Programs that only the system's package manager has: installed on Debian as root, else named for the user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from tools.cache import ATTEMPTS, cache_folder, locked, run
+from tools.terminal import SetupError, say
+
+BREW_NAMES: Mapping[str, str] = {
+    "chromium": "--cask chromium",
+    "golang": "go",
+    "maven": "maven",
+    "openjdk-17-jre-headless": "openjdk@17",
+    "postgresql": "postgresql@17",
+    "python3-venv": "python",
+}
+CHROMIUM_PLACES = (
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
+POSTGRES_PLACES = ("/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/opt/postgresql@*/bin")
+
+
+def chromium() -> Path | None:
+    """The browser for the tests, where it is installed."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return Path(found)
+    return next((Path(place) for place in CHROMIUM_PLACES if Path(place).exists()), None)
+
+
+def postgres() -> Path | None:
+    """The folder of PostgreSQL's programs, of the newest version that is installed."""
+    folders = [folder for place in POSTGRES_PLACES for folder in Path("/").glob(place.lstrip("/"))]
+    with_server = [folder for folder in folders if (folder / "initdb").exists()]
+    if found := shutil.which("initdb"):
+        with_server.append(Path(found).resolve().parent)
+    return max(with_server, key=str, default=None)
+
+
+def install_for_tests() -> None:
+    """Installs the browser and the database server that the tests want, where they are missing.
+
+    Raises:
+        SetupError: they are missing and cannot be installed from here.
+    """
+    if chromium() is None:
+        install("chromium", why="the browser tests")
+    if postgres() is None:
+        install("postgresql", why="the tests of the outbox")
+    for program, package in {"java": "openjdk-17-jre-headless", "mvn": "maven", "go": "golang"}.items():
+        if shutil.which(program) is None:
+            raise SetupError(f"`{program}` is needed for the tests: {_how_to_install(package)}")
+
+
+def install(package: str, *, why: str) -> None:
+    """Installs a Debian package as root.
+
+    Raises:
+        SetupError: this is not Debian, or not root; the message says how to install it.
+    """
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise SetupError(f"{why[0].upper()}{why[1:]} is missing here: {_how_to_install(package)}")
+    say(f"Installing {package} ...")
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    with locked(cache_folder() / "locks" / "apt"):
+        run(["apt-get", "update", "-q"], env=env, attempts=ATTEMPTS)
+        run(["apt-get", "install", "-y", "-q", "--no-install-recommends", package], env=env, attempts=ATTEMPTS)
+
+
+def _how_to_install(package: str) -> str:
+    if shutil.which("brew") is not None:
+        return f"`brew install {BREW_NAMES[package]}`"
+    if shutil.which("apt-get") is not None:
+        return f"`sudo apt-get install {package}`"
+    return f"install what Debian calls `{package}`"
