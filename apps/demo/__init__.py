@@ -1,0 +1,1 @@
+"""What the demo chat begins with, and the scripts that made it."""
