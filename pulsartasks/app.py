@@ -19,6 +19,7 @@ from pulsartasks.brokers.base import Broker, Reader
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
+from pulsartasks.middleware.base import Middleware, wrap_publish
 from pulsartasks.options import TaskKeywords, TaskOptions
 from pulsartasks.results.base import ResultStore
 from pulsartasks.serializers import type_hints
@@ -45,14 +46,22 @@ class PulsarTasks:
             default: the environment variable ``PULSARTASKS_BROKER``, else ``local://`` (``.pulsartasks/broker.db`` here).
         namespace: TENANT/NAMESPACE of topics given by a short name; default: ``PULSARTASKS_NAMESPACE``, else ``public/default``.
         result_expires: seconds that results are kept; default: a day.
+        middleware: goes around every publish and every attempt, the first one outermost.
     """
 
     def __init__(
-        self, name: str, broker: str | None = None, *, namespace: str | None = None, result_expires: float = 86_400.0
+        self,
+        name: str,
+        broker: str | None = None,
+        *,
+        namespace: str | None = None,
+        result_expires: float = 86_400.0,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         qualify(name, app=name)  # refuses what could not begin a topic's name
         self.name = name
         self.result_expires = result_expires
+        self.middleware = tuple(middleware)
         self._broker_url = broker
         self._namespace = namespace
         self._tasks: dict[str, Task[..., Any]] = {}
@@ -73,7 +82,7 @@ class PulsarTasks:
     def task(
         self, *, bind: Literal[False] = False, **options: Unpack[TaskKeywords]
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:  # type: ignore[misc]
         """Make a function a task: ``@app.task`` or ``@app.task(option=...)``; `TaskOptions` documents the options.
 
         Raises:
@@ -167,8 +176,7 @@ class PulsarTasks:
 
     def publish(self, publication: Publication) -> str:
         """Send one message to its topic, all of whose subscriptions exist by then; gives its id once it is confirmed."""
-        self.declare(publication.topic)
-        return self.broker.publish(publication)
+        return wrap_publish(self.middleware, self._publish)(publication)
 
     def publish_many(self, publications: Sequence[Publication]) -> list[str | PulsarTasksError]:
         """Send all, pipelined; for each its message id once it is confirmed, or what went wrong."""
@@ -212,6 +220,10 @@ class PulsarTasks:
             _check_neighbours(task, other)
         self._tasks[name] = task
         return task
+
+    def _publish(self, publication: Publication) -> str:
+        self.declare(publication.topic)
+        return self.broker.publish(publication)
 
     def _subscriptions(self) -> Mapping[str, set[str]]:
         """The subscriptions of every topic that tasks and definitions of this app make known."""

@@ -11,12 +11,24 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pulsartasks.errors import PulsarTasksError
+from pulsartasks.errors import MessageTooLargeError, PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode, Start
 
 MAX_MESSAGE_SIZE = 5 * 1024 * 1024
 """Bytes of a message's value and headers that Pulsar takes by default (broker.conf, maxMessageSize)."""
+
+
+def check_size(publication: Publication) -> MessageTooLargeError | None:
+    """What a publisher is told about a message that no broker takes; None if its size is fine."""
+    headers = sum(len(name) + len(value) for name, value in publication.properties.items())
+    size = len(publication.value) + headers
+    if size <= MAX_MESSAGE_SIZE:
+        return None
+    return MessageTooLargeError(
+        f"a message of {size:,} bytes is above the limit of {MAX_MESSAGE_SIZE:,}; put the bytes into a blob store "
+        "(pulsartasks.contrib.blobs) and send their key"
+    )
 
 
 @dataclass(frozen=True, slots=True)

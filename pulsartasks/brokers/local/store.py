@@ -1,0 +1,388 @@
+"""The broker's tables, and every statement on them.
+
+A message is stored once, with one delivery for each subscription of its topic. A delivery waits (``consumer_id`` null), is held
+by a consumer, or is gone because it was acknowledged; the message goes with its last delivery. Message ids are microseconds
+since the epoch, taken inside the writing transaction, so they rise in commit order and tell when a message was published.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pulsartasks.errors import BrokerError, BrokerUnavailableError, ClosedError, ConfigurationError, SubscriptionBusyError
+from pulsartasks.message import Publication
+from pulsartasks.options import Mode
+
+VERSION = 1
+BUSY_TIMEOUT = 30.0
+"""Seconds to wait for another process's transaction."""
+
+_SCHEMA = """
+CREATE TABLE topics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE subscriptions (
+    id INTEGER PRIMARY KEY,
+    topic_id INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    process TEXT,  -- whose reader this is; it goes when that process does. Null: durable
+    UNIQUE (topic_id, name)
+);
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY,
+    topic_id INTEGER NOT NULL,
+    key TEXT,
+    value BLOB NOT NULL,
+    properties BLOB NOT NULL,
+    pending INTEGER NOT NULL  -- deliveries that are not acknowledged
+);
+CREATE TABLE deliveries (
+    subscription_id INTEGER NOT NULL,
+    message_id INTEGER NOT NULL,
+    key TEXT,
+    due REAL NOT NULL,  -- 0: at once
+    consumer_id INTEGER,
+    PRIMARY KEY (subscription_id, message_id)
+) WITHOUT ROWID;
+CREATE INDEX waiting ON deliveries (subscription_id, due, message_id) WHERE consumer_id IS NULL;
+CREATE INDEX held ON deliveries (subscription_id, key, consumer_id) WHERE consumer_id IS NOT NULL;
+CREATE TABLE consumers (id INTEGER PRIMARY KEY AUTOINCREMENT, process TEXT NOT NULL, mode TEXT NOT NULL);
+CREATE TABLE attachments (
+    subscription_id INTEGER NOT NULL, consumer_id INTEGER NOT NULL, PRIMARY KEY (subscription_id, consumer_id)
+) WITHOUT ROWID;
+"""
+
+_TAKE = """
+SELECT d.message_id, m.key, m.value, m.properties FROM deliveries d JOIN messages m ON m.id = d.message_id
+WHERE d.subscription_id = :subscription AND d.consumer_id IS NULL AND d.due {due} {keys}
+ORDER BY d.due, d.message_id LIMIT :limit
+"""
+_FREE_KEYS = """
+AND (d.key IS NULL OR NOT EXISTS (
+    SELECT 1 FROM deliveries h
+    WHERE h.subscription_id = d.subscription_id AND h.key = d.key AND h.consumer_id IS NOT NULL AND h.consumer_id <> :consumer
+))
+"""
+# What was delayed and is due comes before what was never delayed: it has waited longer, and must not starve behind a backlog.
+_TAKE_DUE = _TAKE.format(due="> 0 AND d.due <= :now", keys="")
+_TAKE_PROMPT = _TAKE.format(due="= 0", keys="")
+_TAKE_DUE_BY_KEY = _TAKE.format(due="> 0 AND d.due <= :now", keys=_FREE_KEYS)
+_TAKE_PROMPT_BY_KEY = _TAKE.format(due="= 0", keys=_FREE_KEYS)
+
+_decode_properties = msgspec.json.Decoder(dict[str, str]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A stored message as a consumer or reader gets it."""
+
+    message_id: int
+    key: str | None
+    value: bytes
+    properties: dict[str, str]
+
+    @property
+    def published_at(self) -> float:
+        return self.message_id / 1_000_000
+
+
+class Store:
+    """One process's connection to the tables; its methods are transactions, and may be called from any thread."""
+
+    def __init__(self, path: Path | None, *, full_sync: bool = False) -> None:
+        self._lock = threading.RLock()
+        self._topic_ids: dict[str, int] = {}
+        self._closed = False
+        with _mapped_errors():
+            self._sql = sqlite3.connect(
+                ":memory:" if path is None else path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
+            self._sql.execute("PRAGMA journal_mode = WAL")
+            self._sql.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
+            self._create(path)
+
+    def _create(self, path: Path | None) -> None:
+        with self._transaction():
+            [version] = self._sql.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _SCHEMA.split(";\n"):
+                    self._sql.execute(statement)
+                self._sql.execute(f"PRAGMA user_version = {VERSION}")
+            elif version != VERSION:
+                raise ConfigurationError(
+                    f"{path} was written by another version of pulsartasks (format {version}, this one writes {VERSION}); "
+                    "let that version finish its work, or choose another path"
+                )
+
+    # Topics and subscriptions
+
+    def declare(self, topic: str, subscriptions: Collection[str]) -> None:
+        with self._transaction():
+            topic_id = self._topic_id(topic)
+            self._sql.executemany(
+                "INSERT OR IGNORE INTO subscriptions (topic_id, name) VALUES (?, ?)", [(topic_id, name) for name in subscriptions]
+            )
+
+    def add_reader(self, topic: str, name: str, process: str) -> tuple[int, int]:
+        """A subscription that lives as long as `process`; gives its id, and that of the newest message before it."""
+        with self._transaction():
+            cursor = self._sql.execute(
+                "INSERT INTO subscriptions (topic_id, name, process) VALUES (?, ?, ?)", (self._topic_id(topic), name, process)
+            )
+            return cursor.lastrowid or 0, self._newest()
+
+    def remove_reader(self, subscription_id: int) -> None:
+        with self._transaction():
+            self._remove_subscription(subscription_id)
+
+    def subscription_ids(self, topics: Iterable[str], name: str) -> dict[int, str]:
+        """The ids of the subscription called `name` on `topics`, each with its topic; made where it is missing."""
+        ids = {}
+        with self._transaction():
+            for topic in topics:
+                topic_id = self._topic_id(topic)
+                self._sql.execute("INSERT OR IGNORE INTO subscriptions (topic_id, name) VALUES (?, ?)", (topic_id, name))
+                [subscription_id] = self._sql.execute(
+                    "SELECT id FROM subscriptions WHERE topic_id = ? AND name = ?", (topic_id, name)
+                ).fetchone()
+                ids[subscription_id] = topic
+        return ids
+
+    # Messages
+
+    def publish(self, publications: Sequence[Publication]) -> tuple[list[int], dict[str, set[int]]]:
+        """Store all in one transaction; gives their ids, and per process the subscriptions that have news."""
+        ids, news = [], set()
+        with self._transaction():
+            message_id = max(self._newest(), time.time_ns() // 1000)
+            subscriptions = {p.topic: self._subscriptions_of(p.topic) for p in publications}
+            for publication in publications:
+                message_id += 1
+                ids.append(message_id)
+                if subscription_ids := subscriptions[publication.topic]:
+                    self._insert(message_id, publication, subscription_ids)
+                    news.update(subscription_ids)
+            return ids, self._listeners(news)
+
+    def take(self, subscription_id: int, consumer_id: int, *, mode: Mode, now: float, limit: int) -> list[Row]:
+        """Up to `limit` waiting messages, in order, that are from now on held by the consumer."""
+        by_key = mode == "key_shared"
+        values = {"subscription": subscription_id, "consumer": consumer_id, "now": now, "limit": limit}
+        with self._transaction():
+            if mode == "failover" and not self._is_first(subscription_id, consumer_id):
+                return []
+            rows = self._sql.execute(_TAKE_DUE_BY_KEY if by_key else _TAKE_DUE, values).fetchall()
+            if len(rows) < limit:
+                values["limit"] = limit - len(rows)
+                rows += self._sql.execute(_TAKE_PROMPT_BY_KEY if by_key else _TAKE_PROMPT, values).fetchall()
+            self._sql.executemany(
+                "UPDATE deliveries SET consumer_id = ? WHERE subscription_id = ? AND message_id = ?",
+                [(consumer_id, subscription_id, row[0]) for row in rows],
+            )
+        return [_row(row) for row in rows]
+
+    def next_due(self, subscription_id: int) -> float | None:
+        """When the next message that waits is due: 0 if it is now, None if none waits."""
+        with self._lock, _mapped_errors():
+            row = self._sql.execute(
+                "SELECT due FROM deliveries WHERE subscription_id = ? AND consumer_id IS NULL ORDER BY due LIMIT 1",
+                (subscription_id,),
+            ).fetchone()
+        return row[0] if row else None
+
+    def acknowledge(self, deliveries: Iterable[tuple[int, int]]) -> None:
+        """Settle pairs of subscription and message id."""
+        with self._transaction():
+            for subscription_id, message_id in deliveries:
+                gone = self._sql.execute(
+                    "DELETE FROM deliveries WHERE subscription_id = ? AND message_id = ?", (subscription_id, message_id)
+                )
+                if gone.rowcount:
+                    self._settle_message(message_id)
+
+    def trim(self, topic: str, subscription: str, *, before: float) -> None:
+        """Settle what waits on the subscription and was published before the instant `before`."""
+        with self._transaction():
+            row = self._sql.execute(
+                "SELECT id FROM subscriptions WHERE topic_id = ? AND name = ?", (self._topic_id(topic), subscription)
+            ).fetchone()
+            if row:
+                self._remove_deliveries(row[0], before=int(before * 1_000_000))
+
+    def scan(self, topic: str, *, after: int, limit: int) -> list[Row]:
+        """Messages of the topic that some subscription still keeps, in order, from behind the id `after` on."""
+        with self._lock, _mapped_errors():
+            rows = self._sql.execute(
+                "SELECT id, key, value, properties FROM messages WHERE id IN ("
+                " SELECT message_id FROM deliveries WHERE subscription_id IN ("
+                "  SELECT id FROM subscriptions WHERE topic_id = (SELECT id FROM topics WHERE name = ?)"
+                " ) AND message_id > ? ORDER BY message_id LIMIT ?) ORDER BY id",
+                (topic, after, limit),
+            ).fetchall()
+        return [_row(row) for row in rows]
+
+    # Consumers
+
+    def attach(self, subscription_ids: Collection[int], *, process: str, mode: Mode) -> int:
+        """Register a consumer; gives its id.
+
+        Raises:
+            SubscriptionBusyError: another consumer is there in exclusive or another mode, or is there and this is exclusive.
+        """
+        with self._transaction():
+            for subscription_id in subscription_ids:
+                row = self._sql.execute(
+                    "SELECT mode FROM consumers c JOIN attachments a ON a.consumer_id = c.id WHERE a.subscription_id = ?",
+                    (subscription_id,),
+                ).fetchone()
+                if row and (row[0] != mode or mode == "exclusive"):
+                    raise SubscriptionBusyError(f"another consumer holds the subscription as {row[0]}; this one asked for {mode}")
+            cursor = self._sql.execute("INSERT INTO consumers (process, mode) VALUES (?, ?)", (process, mode))
+            consumer_id = cursor.lastrowid or 0
+            self._sql.executemany("INSERT INTO attachments VALUES (?, ?)", [(s, consumer_id) for s in subscription_ids])
+            return consumer_id
+
+    def detach(self, consumer_id: int) -> dict[str, set[int]]:
+        """Remove a consumer and give back what it held; gives the news for others."""
+        with self._transaction():
+            return self._listeners(self._detach(consumer_id))
+
+    def bury(self, alive: Collection[str]) -> dict[str, set[int]]:
+        """Clean up behind every process that is not `alive`; gives the news for those that are."""
+        news: set[int] = set()
+        with self._lock, _mapped_errors():
+            known = self._sql.execute(
+                "SELECT process FROM consumers UNION SELECT process FROM subscriptions WHERE process IS NOT NULL"
+            ).fetchall()
+        dead = [process for (process,) in known if process not in alive]
+        if not dead:
+            return {}
+        with self._transaction():
+            for process in dead:
+                for (consumer_id,) in self._sql.execute("SELECT id FROM consumers WHERE process = ?", (process,)).fetchall():
+                    news |= self._detach(consumer_id)
+                for (reader,) in self._sql.execute("SELECT id FROM subscriptions WHERE process = ?", (process,)).fetchall():
+                    self._remove_subscription(reader)
+            return self._listeners(news)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._sql.close()
+
+    # Steps of a transaction
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock, _mapped_errors():
+            if self._closed:
+                raise ClosedError("the local broker was closed")
+            self._sql.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._sql.execute("ROLLBACK")
+                self._topic_ids.clear()
+                raise
+            self._sql.execute("COMMIT")
+
+    def _topic_id(self, name: str) -> int:
+        if name not in self._topic_ids:
+            self._sql.execute("INSERT OR IGNORE INTO topics (name) VALUES (?)", (name,))
+            [self._topic_ids[name]] = self._sql.execute("SELECT id FROM topics WHERE name = ?", (name,)).fetchone()
+        return self._topic_ids[name]
+
+    def _subscriptions_of(self, topic: str) -> list[int]:
+        rows = self._sql.execute("SELECT id FROM subscriptions WHERE topic_id = ?", (self._topic_id(topic),))
+        return [subscription_id for (subscription_id,) in rows]
+
+    def _newest(self) -> int:
+        [newest] = self._sql.execute("SELECT max(id) FROM messages").fetchone()
+        return newest or 0
+
+    def _insert(self, message_id: int, publication: Publication, subscription_ids: list[int]) -> None:
+        self._sql.execute(
+            "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                message_id,
+                self._topic_id(publication.topic),
+                publication.key,
+                publication.value,
+                msgspec.json.encode(publication.properties),
+                len(subscription_ids),
+            ),
+        )
+        self._sql.executemany(
+            "INSERT INTO deliveries VALUES (?, ?, ?, ?, NULL)",
+            [(s, message_id, publication.key, publication.deliver_at or 0) for s in subscription_ids],
+        )
+
+    def _settle_message(self, message_id: int) -> None:
+        last = self._sql.execute("DELETE FROM messages WHERE id = ? AND pending = 1", (message_id,))
+        if not last.rowcount:
+            self._sql.execute("UPDATE messages SET pending = pending - 1 WHERE id = ?", (message_id,))
+
+    def _listeners(self, subscription_ids: Iterable[int]) -> dict[str, set[int]]:
+        listeners: dict[str, set[int]] = {}
+        for subscription_id in subscription_ids:
+            for (process,) in self._sql.execute(
+                "SELECT c.process FROM attachments a JOIN consumers c ON c.id = a.consumer_id WHERE a.subscription_id = ?",
+                (subscription_id,),
+            ):
+                listeners.setdefault(process, set()).add(subscription_id)
+        return listeners
+
+    def _is_first(self, subscription_id: int, consumer_id: int) -> bool:
+        row = self._sql.execute(
+            "SELECT 1 FROM attachments WHERE subscription_id = ? AND consumer_id < ?", (subscription_id, consumer_id)
+        )
+        return row.fetchone() is None
+
+    def _detach(self, consumer_id: int) -> set[int]:
+        rows = self._sql.execute("SELECT subscription_id FROM attachments WHERE consumer_id = ?", (consumer_id,)).fetchall()
+        subscription_ids = {subscription_id for (subscription_id,) in rows}
+        for subscription_id in subscription_ids:
+            self._sql.execute(
+                "UPDATE deliveries SET consumer_id = NULL"
+                " WHERE subscription_id = ? AND consumer_id IS NOT NULL AND consumer_id = ?",
+                (subscription_id, consumer_id),
+            )
+            self._sql.execute("DELETE FROM attachments WHERE subscription_id = ? AND consumer_id = ?", (subscription_id, consumer_id))
+        self._sql.execute("DELETE FROM consumers WHERE id = ?", (consumer_id,))
+        return subscription_ids
+
+    def _remove_subscription(self, subscription_id: int) -> None:
+        self._remove_deliveries(subscription_id)
+        self._sql.execute("DELETE FROM subscriptions WHERE id = ?", (subscription_id,))
+
+    def _remove_deliveries(self, subscription_id: int, *, before: int = 2**63 - 1) -> None:
+        rows = self._sql.execute(
+            "SELECT message_id FROM deliveries WHERE subscription_id = ? AND message_id < ?", (subscription_id, before)
+        ).fetchall()
+        for (message_id,) in rows:
+            self._settle_message(message_id)
+        self._sql.execute("DELETE FROM deliveries WHERE subscription_id = ? AND message_id < ?", (subscription_id, before))
+
+
+def _row(row: tuple[int, str | None, bytes, bytes]) -> Row:
+    message_id, key, value, properties = row
+    return Row(message_id, key, value, _decode_properties(properties))
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    """SQLite's errors in the words of the port."""
+    try:
+        yield
+    except sqlite3.ProgrammingError as error:
+        raise ClosedError(f"the local broker was closed ({error})") from error
+    except sqlite3.OperationalError as error:
+        raise BrokerUnavailableError(f"the local broker's database cannot be used: {error}") from error
+    except sqlite3.Error as error:
+        raise BrokerError(f"the local broker's database is damaged or no database: {error}") from error

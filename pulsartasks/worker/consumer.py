@@ -1,0 +1,269 @@
+"""From the broker to the executor: threads that receive, run and acknowledge.
+
+`SharedConsumer` does it all in one thread, with nothing in between. `OrderedConsumer` puts lanes between, so that each key's messages
+run one after the other. `Forwarder` moves what was delayed to the call topic of an ordered task, once it is due.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+
+import structlog
+
+from pulsartasks import message
+from pulsartasks.app import PulsarTasks
+from pulsartasks.brokers.base import Consumer, Delivery, Subscription
+from pulsartasks.errors import (
+    AuthenticationError,
+    AuthorizationError,
+    ClosedError,
+    ConfigurationError,
+    PulsarTasksError,
+    SubscriptionBusyError,
+)
+from pulsartasks.message import Publication, read_int
+from pulsartasks.retry import backoff
+from pulsartasks.worker.executor import Executor
+from pulsartasks.worker.lanes import Held, Lanes
+
+RECEIVE_TIMEOUT = 0.5
+"""Seconds a thread waits for a message before it looks whether the worker is stopping."""
+STAND_BY = 1.0
+"""Seconds between two tries to get a subscription that another worker holds."""
+ORDERED_BUFFER = 1000
+"""Messages of waiting keys that one consumer holds; beyond that it receives no more until some are settled."""
+EARLY_TICK = 2.0
+"""Seconds by which a broker may deliver a delayed message early (Pulsar: up to a tick of 1 s) and have it waited for here."""
+
+_log = structlog.get_logger("pulsartasks")
+
+
+class ConsumerThreads(ABC):
+    """Some threads on one subscription; start it once, stop it from anywhere."""
+
+    def __init__(self, app: PulsarTasks, subscription: Subscription, *, threads: int) -> None:
+        self.subscription = subscription
+        self._app = app
+        self._consumer: Consumer | None = None
+        self._threads = [
+            threading.Thread(target=self._main, name=f"{subscription.name}-{number}", daemon=True) for number in range(threads)
+        ]
+        self._stopping = threading.Event()
+        self._opened = threading.Event()
+        self._standing_by = threading.Event()
+        self._failed: Callable[[BaseException], None] = _log_failure
+
+    @property
+    def ready(self) -> bool:
+        """Connected, or standing by for the worker that holds the subscription."""
+        consumer = self._consumer
+        return self._standing_by.is_set() or (consumer is not None and consumer.connected)
+
+    def start(self, failed: Callable[[BaseException], None]) -> None:
+        """Begin; `failed` is told when the subscription cannot be had for good."""
+        self._failed = failed
+        threading.Thread(target=self._open, name=f"{self.subscription.name}-open", daemon=True).start()
+
+    def stop(self) -> None:
+        """Receive no more; what runs goes on. Returns at once."""
+        self._stopping.set()
+
+    def join(self, deadline: float) -> bool:
+        """Wait for what runs, at most until `deadline` (monotonic seconds); whether all is done."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def close(self) -> None:
+        """Give back what was not settled."""
+        self._stopping.set()
+        if self._consumer is not None:
+            self._consumer.close()
+
+    @abstractmethod
+    def _work(self, consumer: Consumer) -> None:
+        """Receive and handle until `_stopping` is set."""
+
+    def _open(self) -> None:
+        tries = 0
+        while not self._stopping.is_set():
+            try:
+                for topic in self.subscription.topics:
+                    self._app.declare(topic)
+                self._consumer = self._app.broker.subscribe(self.subscription)
+            except SubscriptionBusyError as error:
+                if not self._standing_by.is_set():
+                    _log.info("consumer.stood_by", subscription=self.subscription.name, reason=str(error))
+                self._standing_by.set()
+                self._stopping.wait(STAND_BY)
+            except (ConfigurationError, AuthenticationError, AuthorizationError) as error:
+                self._failed(error)
+                return
+            except PulsarTasksError as error:
+                _log.warning("consumer.refused", subscription=self.subscription.name, error=str(error))
+                self._stopping.wait(backoff(tries, factor=0.2, maximum=10.0))
+                tries += 1
+            else:
+                self._begin()
+                return
+
+    def _begin(self) -> None:
+        self._standing_by.clear()
+        _log.info("consumer.started", subscription=self.subscription.name, mode=self.subscription.mode, threads=len(self._threads))
+        for thread in self._threads:
+            thread.start()
+
+    def _main(self) -> None:
+        consumer = self._consumer
+        assert consumer is not None  # threads start after it was opened
+        tries = 0
+        while not self._stopping.is_set():
+            try:
+                self._work(consumer)
+                tries = 0
+            except ClosedError:
+                return
+            except PulsarTasksError as error:
+                _log.warning("consumer.failed", subscription=self.subscription.name, error=str(error))
+                self._stopping.wait(backoff(tries, factor=0.1, maximum=5.0))
+                tries += 1
+
+    def _wait_until_due(self, delivery: Delivery) -> bool:
+        """Hold a message that the broker gave out early; False if it must not run now: the worker stops, or it is far too early."""
+        eta = read_int(delivery.properties, message.ETA) / 1000
+        early = eta - time.time()
+        while early > 0:
+            if self._stopping.wait(min(early, EARLY_TICK)):
+                return False
+            if early > EARLY_TICK:
+                self._put_back(delivery, eta)
+                return False
+            early = eta - time.time()
+        return True
+
+    def _put_back(self, delivery: Delivery, eta: float) -> None:
+        """Have the broker hold a message again that it gave out far too early, e.g. as its delayed delivery is off."""
+        _log.warning("message.early", message_id=delivery.message_id, seconds=round(eta - time.time(), 1))
+        self._app.publish(Publication(delivery.topic, delivery.value, delivery.key, delivery.properties, deliver_at=eta))
+        delivery.acknowledge()
+
+
+class SharedConsumer(ConsumerThreads):
+    """Receive, run, acknowledge: in the same thread."""
+
+    def __init__(self, app: PulsarTasks, subscription: Subscription, executor: Executor, *, threads: int) -> None:
+        super().__init__(app, subscription, threads=threads)
+        self._executor = executor
+
+    def _work(self, consumer: Consumer) -> None:
+        while not self._stopping.is_set():
+            delivery = consumer.receive(RECEIVE_TIMEOUT)
+            if delivery is None:
+                continue
+            if message.ETA in delivery.properties and not self._wait_until_due(delivery):
+                continue
+            self._executor.execute(delivery)
+
+
+class OrderedConsumer(ConsumerThreads):
+    """Each lane's messages one after the other, different lanes at once.
+
+    Threads take turns at receiving: whoever finds nothing to run receives, the others wait to be told.
+    """
+
+    def __init__(self, app: PulsarTasks, subscription: Subscription, executor: Executor, *, threads: int) -> None:
+        super().__init__(app, subscription, threads=threads)
+        self._executor = executor
+        self._by_key = subscription.mode == "key_shared"
+        self._condition = threading.Condition()
+        self._lanes = Lanes(ORDERED_BUFFER)
+        self._receiving = False
+
+    def stop(self) -> None:
+        super().stop()
+        with self._condition:
+            self._condition.notify_all()
+
+    def _work(self, consumer: Consumer) -> None:
+        while not self._stopping.is_set():
+            held = self._next(consumer)
+            if held is not None:
+                self._execute(held)
+
+    def _execute(self, held: Held) -> None:
+        delay = self._executor.execute(held.delivery, retries=held.retries, in_place=True)
+        with self._condition:
+            if delay is None:
+                self._lanes.done(held)
+            else:
+                held.retries += 1
+                self._lanes.postpone(held, time.time() + delay)
+            self._condition.notify()
+
+    def _next(self, consumer: Consumer) -> Held | None:
+        """Something to run; None after a while without."""
+        with self._condition:
+            if (held := self._lanes.take(time.time())) is not None:
+                return held
+            if self._receiving or self._lanes.full:
+                self._condition.wait(self._until_due())
+                return None
+            self._receiving = True
+            timeout = self._until_due()
+        delivery = None
+        try:
+            delivery = consumer.receive(timeout)
+        finally:
+            with self._condition:
+                self._receiving = False
+                if delivery is not None:
+                    self._lanes.put(Held(delivery, self._lane(delivery)))
+                self._condition.notify()
+        return None
+
+    def _until_due(self) -> float:
+        due = self._lanes.next_due()
+        return RECEIVE_TIMEOUT if due is None else min(RECEIVE_TIMEOUT, max(0.0, due - time.time()))
+
+    def _lane(self, delivery: Delivery) -> Hashable:
+        if not self._by_key:
+            return delivery.topic
+        # Without a key there is no order to keep: such a message is a lane of its own.
+        return id(delivery) if delivery.key is None else (delivery.topic, delivery.key)
+
+
+class Forwarder(ConsumerThreads):
+    """Moves due messages to where they run: published and confirmed first, then acknowledged."""
+
+    def __init__(self, app: PulsarTasks, subscription: Subscription, destinations: dict[str, str]) -> None:
+        super().__init__(app, subscription, threads=1)
+        self._destinations = destinations
+
+    def _work(self, consumer: Consumer) -> None:
+        while not self._stopping.is_set():
+            delivery = consumer.receive(RECEIVE_TIMEOUT)
+            if delivery is not None and self._wait_until_due(delivery):
+                self._forward(delivery)
+
+    def _forward(self, delivery: Delivery) -> None:
+        properties = {name: value for name, value in delivery.properties.items() if name != message.ETA}
+        publication = Publication(self._destinations[delivery.topic], delivery.value, delivery.key, properties)
+        tries = 0
+        while not self._stopping.is_set():
+            try:
+                self._app.publish(publication)
+            except PulsarTasksError as error:
+                _log.warning("message.unsettled", error=str(error))
+                self._stopping.wait(backoff(tries, factor=0.2, maximum=5.0))
+                tries += 1
+            else:
+                delivery.acknowledge()
+                return
+
+
+def _log_failure(error: BaseException) -> None:
+    _log.error("consumer.failed", error=str(error))

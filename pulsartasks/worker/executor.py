@@ -1,0 +1,311 @@
+"""Running one message: read it, run its task, settle what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+import structlog
+from typing_extensions import assert_never
+
+from pulsartasks import message
+from pulsartasks.app import PulsarTasks
+from pulsartasks.brokers.base import Delivery
+from pulsartasks.context import Request, TaskContext
+from pulsartasks.errors import (
+    InvalidArgumentsError,
+    MessageTooLargeError,
+    PulsarTasksError,
+    Reject,
+    Retry,
+    UnknownTaskError,
+    UnreadableMessageError,
+)
+from pulsartasks.message import Publication, read_int
+from pulsartasks.middleware.base import Middleware, wrap_execute
+from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
+from pulsartasks.results.base import RemoteError, Result
+from pulsartasks.retry import backoff, unknown_task_delay
+from pulsartasks.serializers import encode
+from pulsartasks.task import Task
+from pulsartasks.worker.resources import Resources
+
+SETTLE_PATIENCE = 60.0
+"""Seconds to go on trying when the broker does not take a retry, dead letter or result; then the message is left unsettled."""
+LONGEST_TRACEBACK = 16_384
+"""Characters of a traceback that travel with a dead letter; its end says most."""
+
+_log = structlog.get_logger("pulsartasks")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a worker does with the messages of one topic."""
+
+    task: Task[..., Any]
+    """The task of a message that does not name one; also says where retries and dead letters go."""
+    by_name: Mapping[str, Task[..., Any]]
+    """The tasks a message on this topic may name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt about to be made."""
+
+    delivery: Delivery
+    route: Route
+    request: Request
+
+
+class Executor:
+    """Runs deliveries to their end; shared by all threads of a worker process."""
+
+    def __init__(
+        self, app: PulsarTasks, routes: Mapping[str, Route], resources: Resources, middleware: Sequence[Middleware] = ()
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._resources = resources
+        self._middleware = middleware
+        self._worker = f"{socket.gethostname()}:{threading.get_native_id()}"
+        self._loop = _LoopThread()
+        self.stopping = threading.Event()
+        """Once set, a delivery whose settlement fails is given up at once: the broker delivers it again elsewhere."""
+
+    def execute(self, delivery: Delivery, *, retries: int = 0, in_place: bool = False) -> float | None:
+        """Run a delivery and settle it.
+
+        With `in_place`, a retry is not settled but left to the caller, who runs the delivery again after the seconds given back,
+        with `retries` (attempts made so) raised by one; otherwise the result is None.
+        """
+        run = self._prepare(delivery, retries)
+        structlog.contextvars.bind_contextvars(task=run.request.task, id=run.request.id, attempt=run.request.retries + 1)
+        began = time.perf_counter()
+        try:
+            if run.route.task.options.ack == "early":
+                delivery.acknowledge()
+            outcome = self._run(run)
+            postponed = outcome.delay if in_place and isinstance(outcome, Retried) else None
+            if postponed is not None or self._settle(run, outcome):
+                _report(outcome, time.perf_counter() - began)
+            return postponed
+        finally:
+            structlog.contextvars.clear_contextvars()
+
+    def close(self) -> None:
+        self._loop.close()
+
+    # Reading
+
+    def _prepare(self, delivery: Delivery, retries: int) -> Run:
+        route = self._routes[delivery.topic]
+        headers = delivery.properties
+        request = Request(
+            id=headers.get(message.TASK_ID) or delivery.message_id,
+            task=headers.get(message.TASK) or route.task.name,
+            topic=delivery.topic,
+            subscription=route.task.subscription,
+            key=delivery.key,
+            retries=read_int(headers, message.ATTEMPT) + retries,
+            headers=headers,
+            published_at=delivery.published_at,
+            called_directly=False,
+        )
+        return Run(delivery, route, request)
+
+    def _arguments(self, run: Run, task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:
+        value = run.delivery.value
+        if message.TASK in run.delivery.properties:
+            return task.codec.decode(value)
+        if task.event_topic is not None:
+            return [task.codec.payload.decode(value)], {}
+        return task.codec.decode_keywords(value)
+
+    # Running
+
+    def _run(self, run: Run) -> Outcome:
+        task = run.route.by_name.get(run.request.task)
+        if task is None:
+            return self._unknown(run)
+        try:
+            args, kwargs = self._arguments(run, task)
+        except UnreadableMessageError as error:
+            return Died(error, "unreadable")
+        attempt = wrap_execute(self._middleware, lambda request: self._attempt(task, request, args, kwargs))
+        return attempt(run.request)
+
+    def _attempt(self, task: Task[..., Any], request: Request, args: list[Any], kwargs: dict[str, Any]) -> Outcome:
+        policy = task.options.retry_policy
+        for name, kind in task.injected.items():
+            kwargs[name] = self._resources[kind]
+        if task.options.bind:
+            args = [TaskContext(request, policy), *args]
+        try:
+            value = task.function(*args, **kwargs)
+            return Succeeded(self._loop.run(value) if task.is_async else value)
+        except Retry as verb:
+            return Retried(verb.cause or verb, max(0.0, verb.delay))
+        except Reject as verb:
+            return Died(verb, "rejected")
+        except BaseException as error:  # noqa: BLE001 - also SystemExit: a task does not end its worker
+            if policy.covers(error) and policy.has_left(request.retries):
+                return Retried(error, policy.delay(request.retries, random.random))
+            return Died(error, "failed")
+
+    def _unknown(self, run: Run) -> Outcome:
+        error = UnknownTaskError(
+            f"no task {run.request.task!r} on this topic; known here: {', '.join(sorted(run.route.by_name)) or 'none'}"
+        )
+        delay = unknown_task_delay(time.time() - run.delivery.published_at, run.request.retries)
+        return Died(error, "unknown task") if delay is None else Retried(error, delay)
+
+    # Settling
+
+    def _settle(self, run: Run, outcome: Outcome) -> bool:
+        """Settle; False if the broker did not take what must come before the ack, so that the message stays the broker's."""
+        began, tries = time.monotonic(), 0
+        while True:
+            try:
+                self._settle_once(run, outcome)
+            except MessageTooLargeError as error:
+                outcome = Died(error, "failed")  # its result: the next round says so to the caller
+            except PulsarTasksError as error:
+                _log.warning("message.unsettled", error=str(error), try_number=tries + 1)
+                if time.monotonic() - began > SETTLE_PATIENCE or self.stopping.wait(backoff(tries, factor=0.2, maximum=5.0)):
+                    return False
+                tries += 1
+            else:
+                return True
+
+    def _settle_once(self, run: Run, outcome: Outcome) -> None:
+        match outcome:
+            case Succeeded(value):
+                try:
+                    self._store_result(run, value=self._encoded(run, value))
+                except InvalidArgumentsError as error:
+                    self._settle_once(run, Died(error, "failed"))
+                    return
+            case Retried(error, delay):
+                self._app.publish(_retry_copy(run, error, delay))
+            case Died(error, reason):
+                if (topic := run.route.task.topics.dead_letter) is not None:
+                    self._app.publish(self._dead_letter(run, topic, error, reason))
+                self._store_result(run, error=error)
+            case _:
+                assert_never(outcome)
+        if run.route.task.options.ack != "early":
+            run.delivery.acknowledge()
+
+    def _encoded(self, run: Run, value: Any) -> bytes:
+        return encode(value) if self._wants_result(run) else b"null"
+
+    def _wants_result(self, run: Run) -> bool:
+        task = run.route.by_name.get(run.request.task)
+        return message.TASK in run.delivery.properties and task is not None and not task.options.ignore_result
+
+    def _store_result(self, run: Run, *, value: bytes = b"null", error: BaseException | None = None) -> None:
+        if not self._wants_result(run):
+            return
+        result = Result(
+            id=run.request.id,
+            task=run.request.task,
+            state="SUCCESS" if error is None else "FAILURE",
+            value=msgspec.Raw(value),
+            error=None if error is None else RemoteError.capture(error),
+            retries=run.request.retries,
+            finished_at=time.time(),
+        )
+        self._app.results.store(result, reply_to=run.delivery.properties.get(message.REPLY_TO))
+
+    def _dead_letter(self, run: Run, topic: str, error: BaseException, reason: str) -> Publication:
+        return Publication(
+            topic=topic,
+            value=run.delivery.value,
+            key=run.delivery.key,
+            properties={
+                **run.delivery.properties,
+                **_origin(run),
+                message.REASON: reason,
+                message.EXCEPTION_TYPE: type(error).__qualname__,
+                message.EXCEPTION_MESSAGE: str(error)[:LONGEST_TRACEBACK],
+                message.TRACEBACK: "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:],
+                message.ATTEMPTS: str(run.request.retries + 1),
+                message.WORKER: self._worker,
+                message.FAILED_AT: _iso(time.time()),
+                message.PUBLISHED_AT: run.delivery.properties.get(message.PUBLISHED_AT) or _iso(run.delivery.published_at),
+            },
+        )
+
+
+def _retry_copy(run: Run, error: BaseException, delay: float) -> Publication:
+    due = time.time() + delay
+    return Publication(
+        topic=run.route.task.topics.retry,
+        value=run.delivery.value,
+        key=run.delivery.key,
+        properties={
+            **run.delivery.properties,
+            **_origin(run),
+            message.ATTEMPT: str(run.request.retries + 1),
+            message.DELAY: str(round(delay * 1000)),
+            message.ETA: str(round(due * 1000)),
+            message.PUBLISHED_AT: run.delivery.properties.get(message.PUBLISHED_AT) or _iso(run.delivery.published_at),
+        },
+        deliver_at=due,
+    )
+
+
+def _origin(run: Run) -> dict[str, str]:
+    """Where the message first was, as the Java client says it; a copy of a copy keeps what the first copy said."""
+    headers = run.delivery.properties
+    return {
+        message.REAL_TOPIC: headers.get(message.REAL_TOPIC) or run.delivery.topic,
+        message.REAL_SUBSCRIPTION: run.request.subscription,
+        message.ORIGIN_MESSAGE_ID: headers.get(message.ORIGIN_MESSAGE_ID) or run.delivery.message_id,
+    }
+
+
+def _iso(instant: float) -> str:
+    return datetime.fromtimestamp(instant, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _report(outcome: Outcome, seconds: float) -> None:
+    match outcome:
+        case Succeeded():
+            _log.info("message.succeeded", seconds=round(seconds, 4))
+        case Retried(error, delay):
+            _log.warning("message.retried", error=repr(error), delay=round(delay, 3))
+        case Died(error, reason):
+            _log.error("message.died", reason=reason, error=repr(error), exc_info=error if reason == "failed" else None)
+        case _:
+            assert_never(outcome)
+
+
+class _LoopThread:
+    """An event loop on a thread of its own, started by the first ``async def`` task."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run `coroutine` on the loop and wait for it."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="pulsartasks-loop", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)

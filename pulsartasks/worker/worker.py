@@ -1,0 +1,165 @@
+"""A worker within one process: its consumers, threads and resources."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from pulsartasks.app import PulsarTasks
+from pulsartasks.brokers.base import Subscription
+from pulsartasks.errors import ConfigurationError
+from pulsartasks.middleware.base import Middleware
+from pulsartasks.options import Mode, Start
+from pulsartasks.task import Task
+from pulsartasks.topics import short_name
+from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
+from pulsartasks.worker.executor import Executor, Route
+from pulsartasks.worker.resources import Resources
+
+LEAST_PREFETCH = 16
+
+_log = structlog.get_logger("pulsartasks")
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What tasks must have in common to share a consumer."""
+
+    subscription: str
+    mode: Mode
+    start: Start
+    concurrency: int
+    prefetch: int
+
+
+class Worker:
+    """Runs an app's tasks on threads of this process, from `start` to `stop`.
+
+    Args:
+        concurrency: messages of one subscription that run at once; a task's own ``concurrency=`` comes first.
+        topics: names of topics; only tasks that consume one of them run. None: all tasks.
+        middleware: goes around every attempt, outside the app's own.
+    """
+
+    def __init__(
+        self,
+        app: PulsarTasks,
+        *,
+        concurrency: int = 1,
+        topics: Collection[str] | None = None,
+        middleware: Sequence[Middleware] = (),
+    ) -> None:
+        self.app = app
+        self._tasks = _select(app, topics)
+        self._resources = Resources(app.resources)
+        self._executor = Executor(app, _routes(self._tasks), self._resources, [*middleware, *app.middleware])
+        self._consumers = self._make_consumers(concurrency)
+        self._stopped = threading.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every subscription is being consumed, or stood by for."""
+        return all(consumer.ready for consumer in self._consumers)
+
+    def start(self, failed: Callable[[BaseException], None] | None = None) -> None:
+        """Set up resources and begin to consume; returns before the broker is reached.
+
+        `failed` is told, from another thread, of what makes consuming impossible, e.g. a missing permission.
+        """
+        self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
+        for consumer in self._consumers:
+            consumer.start(failed or _log_failure)
+
+    def stop(self, grace: float = 30.0) -> bool:
+        """Receive no more, finish what runs, give back the rest; safe to call twice and from any thread.
+
+        Returns whether all that ran was finished within `grace` seconds; what was not is delivered again elsewhere as soon as
+        this process ends.
+        """
+        if self._stopped.is_set():
+            return True
+        self._stopped.set()
+        for consumer in self._consumers:
+            consumer.stop()
+        deadline = time.monotonic() + grace
+        finished = all([consumer.join(deadline) for consumer in self._consumers])
+        self._executor.stopping.set()
+        for consumer in self._consumers:
+            consumer.close()
+        if finished:
+            self._executor.close()
+            self._resources.close()
+        return finished
+
+    def _make_consumers(self, concurrency: int) -> list[ConsumerThreads]:
+        groups: dict[_Settings, list[Task[..., Any]]] = defaultdict(list)
+        for task in self._tasks:
+            groups[_settings(task, concurrency)].append(task)
+        consumers: list[ConsumerThreads] = []
+        for settings, tasks in groups.items():
+            consumers += self._consume_ordered(settings, tasks) if tasks[0].options.ordered else [self._consume_shared(settings, tasks)]
+        return consumers
+
+    def _consume_shared(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> ConsumerThreads:
+        topics = [name for t in tasks for name in (t.topics.work, t.topics.calls, t.topics.retry, t.topics.delayed)]
+        return SharedConsumer(self.app, _subscription(settings, topics), self._executor, threads=settings.concurrency)
+
+    def _consume_ordered(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
+        ordered = _subscription(settings, [name for t in tasks for name in (t.topics.work, t.topics.calls)])
+        waiting = {name: t.topics.calls for t in tasks for name in (t.topics.delayed, t.topics.retry)}
+        held = Subscription(tuple(waiting), settings.subscription, prefetch=LEAST_PREFETCH)
+        return [
+            OrderedConsumer(self.app, ordered, self._executor, threads=settings.concurrency),
+            Forwarder(self.app, held, waiting),
+        ]
+
+
+def _select(app: PulsarTasks, topics: Collection[str] | None) -> list[Task[..., Any]]:
+    tasks = list(app.tasks.values())
+    if topics is not None:
+        wanted = {app.qualify(name) for name in topics}
+        known = {task.topics.work for task in tasks}
+        if missing := wanted - known:
+            raise ConfigurationError(
+                f"no task consumes {short_name(min(missing))!r}; known are: {', '.join(sorted(map(short_name, known)))}"
+            )
+        tasks = [task for task in tasks if task.topics.work in wanted]
+    if not tasks:
+        raise ConfigurationError(f"app {app.name!r} has no tasks; is the module imported that defines them?")
+    return tasks
+
+
+def _routes(tasks: Sequence[Task[..., Any]]) -> dict[str, Route]:
+    """What is done with each topic; tasks that share a topic are told apart by the name in the message."""
+    by_topic: dict[str, dict[str, Task[..., Any]]] = defaultdict(dict)
+    for task in tasks:
+        for topic in (task.topics.work, task.topics.calls, task.topics.retry, task.topics.delayed):
+            by_topic[topic][task.name] = task
+    return {topic: Route(next(iter(by_name.values())), by_name) for topic, by_name in by_topic.items()}
+
+
+def _settings(task: Task[..., Any], concurrency: int) -> _Settings:
+    options = task.options
+    threads = options.concurrency or (1 if options.mode in ("exclusive", "failover") else concurrency)
+    return _Settings(
+        subscription=task.subscription,
+        mode=options.mode,
+        start=options.start,
+        concurrency=threads,
+        prefetch=options.prefetch or max(2 * threads, LEAST_PREFETCH),
+    )
+
+
+def _subscription(settings: _Settings, topics: Sequence[str]) -> Subscription:
+    unique = tuple(dict.fromkeys(topics))
+    return Subscription(unique, settings.subscription, mode=settings.mode, prefetch=settings.prefetch, start=settings.start)
+
+
+def _log_failure(error: BaseException) -> None:
+    _log.error("worker.failed", error=str(error))
