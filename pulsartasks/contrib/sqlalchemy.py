@@ -1,0 +1,426 @@
+"""An outbox: messages stored in the application's own transaction, and relayed to the broker after it committed.
+
+There is no message without its row and no row without its message, though the broker be down for an hour::
+
+    outbox = Outbox(metadata)
+
+    with Session(engine) as session:
+        session.add(Order(...))
+        outbox.add(session, send_invoice.s(17))
+        session.commit()
+
+    outbox.relay(app, engine).run(stop)  # in a process of its own
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import threading
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from pulsartasks.app import PulsarTasks
+from pulsartasks.errors import (
+    AuthenticationError,
+    BrokerUnavailableError,
+    ClosedError,
+    ConfigurationError,
+    PublishTimeoutError,
+    PulsarTasksError,
+)
+from pulsartasks.message import TASK_ID, Publication
+from pulsartasks.retry import backoff
+from pulsartasks.signature import Signature
+
+Transaction: TypeAlias = "Session | scoped_session[Any] | sa.Connection"
+
+BATCH = 100
+"""Rows that are published together; as many may be sent twice when a relay is killed."""
+POLL = 0.1
+"""Seconds between two looks for rows that another process committed."""
+STAND_BY = 1.0
+"""Seconds between two tries to take over from a relay that ended."""
+PUBLISH_TIMEOUT = 10.0
+LONGEST_REST = 10.0
+"""Seconds between two tries to reach a broker or database that is away."""
+COMMIT_LOCKS = 64
+"""How many keys, about, can be committed at the same instant."""
+
+_TRANSIENT = (BrokerUnavailableError, PublishTimeoutError, AuthenticationError, ClosedError)
+
+_log = structlog.get_logger("pulsartasks")
+
+
+class Outbox:
+    """Two tables of `metadata`, which the application creates and migrates with its own.
+
+    Messages are sent at least once: those of a relay that is killed between the broker's confirmation and the
+    deletion of their rows are sent again.
+
+    Rows of the same key reach their topic in the order in which their transactions committed, and within a
+    transaction in the order in which they were added. A row that was parked has lost its place. Rows without a key,
+    and those of different keys, keep no order.
+    """
+
+    def __init__(self, metadata: sa.MetaData, name: str = "pulsartasks_outbox", shards: int = 4) -> None:
+        """Define the tables.
+
+        Args:
+            metadata: where the application's own tables are defined.
+            name: of the table; ``<name>_shards`` is the other one.
+            shards: parts that different relays may take, each with whole keys; change it while the outbox is empty.
+        """
+        if shards < 1:
+            raise ConfigurationError(f"outbox {name!r}: shards must be at least 1")
+        self.name = name
+        self.shards = shards
+        self.table = sa.Table(
+            name,
+            metadata,
+            # A row's place: on PostgreSQL it is given anew in the moment of the commit, see `_CommitOrder`.
+            sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+            sa.Column("shard", sa.Integer, nullable=False),
+            sa.Column("topic", sa.Text, nullable=False),
+            sa.Column("key", sa.Text),
+            sa.Column("value", sa.LargeBinary, nullable=False),
+            sa.Column("properties", sa.JSON, nullable=False),
+            sa.Column("deliver_at", sa.Double),
+            sa.Column("sequence_id", sa.BigInteger),
+            sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+            sa.Column("error", sa.Text),
+            sqlite_autoincrement=True,  # an id is never used again
+        )
+        sa.Index(
+            f"ix_{name}_waiting",
+            self.table.c.id,
+            postgresql_where=self.table.c.error.is_(None),
+            sqlite_where=self.table.c.error.is_(None),
+        )
+        self.shard_table = sa.Table(
+            f"{name}_shards",
+            metadata,
+            sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
+            sa.Column("sequence_id", sa.BigInteger, nullable=False, server_default="0"),
+        )
+        self._turns = itertools.count()
+        self._commit_order = _CommitOrder(self.table)
+
+    def add(self, session: Transaction, signature: Signature) -> str | None:
+        """Store a call or event in the transaction of `session`; it is sent if and when that commits.
+
+        Args:
+            session: a synchronous Session or Connection.
+            signature: ``task.s(...)`` or ``topic.s(payload)``.
+
+        Returns:
+            The task's id, for ``task.result(id)``; None for an event.
+
+        Raises:
+            InvalidArgumentsError: the arguments do not fit the task or topic. Nothing was stored.
+        """
+        publication = signature.publication()
+        connection = _connection_of(session, self.table)
+        insert = self.table.insert().values(
+            shard=self._shard(publication.key),
+            topic=publication.topic,
+            key=publication.key,
+            value=publication.value,
+            properties=dict(publication.properties),
+            deliver_at=publication.deliver_at,
+        )
+        row_id = connection.execute(insert.returning(self.table.c.id)).scalar_one()
+        if publication.key is not None and connection.dialect.name == "postgresql":
+            self._commit_order.keep(connection, publication.key, row_id)
+        connection.info[self.name] = True  # wakes a relay of this process when the connection goes back to its pool
+        return publication.properties.get(TASK_ID)
+
+    def release(self, session: Transaction) -> int:
+        """Let what was parked be sent again, in the transaction of `session`; gives the number of rows."""
+        parked = self.table.c.error.is_not(None)
+        return (
+            _connection_of(session, self.table).execute(self.table.update().where(parked).values(error=None)).rowcount
+        )
+
+    def relay(self, app: PulsarTasks, engine: sa.Engine) -> Relay:
+        """What forwards the rows to the broker of `app`, which must know all the tasks and topics that are added.
+
+        Raises:
+            ConfigurationError: `engine` is neither PostgreSQL nor SQLite.
+        """
+        return Relay(self, app, engine)
+
+    def _shard(self, key: str | None) -> int:
+        return (next(self._turns) if key is None else _stable_hash(key)) % self.shards
+
+
+def _connection_of(session: Transaction, table: sa.Table) -> sa.Connection:
+    if isinstance(session, sa.Connection):
+        return session
+    return session.connection(bind_arguments={"clause": table})
+
+
+class Relay:
+    """Publishes the committed rows of an outbox, confirmed by the broker, and then deletes them.
+
+    Any number of processes may run one: each shard is relayed by one at a time, and the others stand by. The claim
+    to a shard ends with the process that holds it, however that ends: on PostgreSQL it is an advisory lock (so the
+    engine must not go through a pooler that shares connections between transactions, such as PgBouncer's transaction
+    mode), on SQLite the lock of a file beside the database.
+
+    Rows that this process committed are seen at once, those of others within 0.1 s.
+    """
+
+    def __init__(self, outbox: Outbox, app: PulsarTasks, engine: sa.Engine) -> None:
+        if engine.dialect.name not in _CLAIMS:
+            known = " or ".join(_CLAIMS)
+            raise ConfigurationError(f"outbox {outbox.name!r} is relayed from {known}, not from {engine.dialect.name}")
+        self._outbox = outbox
+        self._app = app
+        self._engine = engine
+        self._committed = threading.Event()
+        self._published: set[int] = set()
+        """Rows that the broker has confirmed and the database has not deleted yet."""
+        self._resting: dict[str, _Rest] = {}
+        self._interruptions = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Forward rows until `stop` is set, at most 10 s longer; an absent broker or database is waited for."""
+        with self._hearing_commits():
+            while not stop.is_set():
+                self._attend(stop)
+
+    def _attend(self, stop: threading.Event) -> None:
+        """Look again and again over one connection, until it breaks."""
+        try:
+            with self._engine.connect() as connection, self._claim(connection) as claim:
+                while not stop.is_set():
+                    self._look(connection, claim(), stop)
+                    self._interruptions = 0
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            delay = backoff(self._interruptions, factor=POLL, maximum=LONGEST_REST)
+            self._interruptions += 1
+            _log.warning("outbox.interrupted", outbox=self._outbox.name, error=str(error), delay=delay)
+            stop.wait(delay)
+
+    def _look(self, connection: sa.Connection, shards: Collection[int], stop: threading.Event) -> None:
+        """Look once: publish what waits in `shards`, delete what was confirmed, wait if there was little to do."""
+        self._settle(connection, {})  # what was confirmed before the database went away
+        rows = self._waiting(connection, shards) if shards else []
+        by_topic: dict[str, list[_Row]] = defaultdict(list)
+        for row in rows:
+            by_topic[row.publication.topic].append(row)
+        parked: dict[int, str] = {}
+        for topic, of_topic in by_topic.items():
+            if not stop.is_set():
+                parked.update(self._publish(topic, of_topic))
+        self._settle(connection, parked)
+        if len(rows) < BATCH and not stop.is_set():
+            self._committed.wait(self._pause() if shards else STAND_BY)
+            self._committed.clear()
+
+    def _waiting(self, connection: sa.Connection, shards: Collection[int]) -> list[_Row]:
+        """The next rows in their order, without those of topics that rest."""
+        columns = self._outbox.table.c
+        resting = [topic for topic, rest in self._resting.items() if rest.until > time.monotonic()]
+        query = (
+            sa.select(columns.id, columns.topic, columns.value, columns.key, columns.properties, columns.deliver_at)
+            .where(columns.error.is_(None), columns.shard.in_(shards), columns.topic.not_in(resting))
+            .order_by(columns.id)
+            .limit(BATCH)
+        )
+        with connection.begin():
+            return [_Row(row_id, Publication(*fields)) for row_id, *fields in connection.execute(query)]
+
+    def _publish(self, topic: str, rows: Sequence[_Row]) -> dict[int, str]:
+        """Send rows of one topic in their order; gives the ids that the broker refused for good, with its reasons."""
+        answers: Sequence[str | PulsarTasksError]
+        try:
+            self._app.declare(topic)
+            answers = self._app.broker.publish_many([row.publication for row in rows], timeout=PUBLISH_TIMEOUT)
+        except PulsarTasksError as error:
+            answers = [error] * len(rows)
+        parked: dict[int, str] = {}
+        trouble: PulsarTasksError | None = None
+        for row, answer in zip(rows, answers, strict=True):
+            if isinstance(answer, str):
+                self._published.add(row.id)
+            elif isinstance(answer, _TRANSIENT):
+                trouble = trouble or answer
+            else:
+                parked[row.id] = f"{type(answer).__name__}: {answer}"
+                _log.error("outbox.parked", outbox=self._outbox.name, topic=topic, row=row.id, error=parked[row.id])
+        self._note(topic, trouble)
+        return parked
+
+    def _note(self, topic: str, trouble: PulsarTasksError | None) -> None:
+        """Leave a topic that is out of reach alone for a while, so that the others go on."""
+        if trouble is None:
+            self._resting.pop(topic, None)
+            return
+        failures = self._resting[topic].failures + 1 if topic in self._resting else 0
+        delay = backoff(failures, factor=POLL, maximum=LONGEST_REST)
+        self._resting[topic] = _Rest(failures, until=time.monotonic() + delay)
+        _log.warning("outbox.delayed", outbox=self._outbox.name, topic=topic, error=str(trouble), delay=delay)
+
+    def _settle(self, connection: sa.Connection, parked: dict[int, str]) -> None:
+        """Delete what the broker has confirmed, and mark what it refused."""
+        if not self._published and not parked:
+            return
+        table = self._outbox.table
+        with connection.begin():
+            connection.execute(table.delete().where(table.c.id.in_(self._published)))
+            for row_id, error in parked.items():
+                connection.execute(table.update().where(table.c.id == row_id).values(error=error))
+        self._published.clear()
+
+    def _pause(self) -> float:
+        """Seconds until the next look: sooner when a topic's rest ends, later while what rests makes looking costly."""
+        now = time.monotonic()
+        rests = [rest.until - now for rest in self._resting.values()]
+        return min(STAND_BY, max(POLL, min(rests))) if rests else POLL
+
+    def _claim(self, connection: sa.Connection) -> AbstractContextManager[Callable[[], Collection[int]]]:
+        return _CLAIMS[self._engine.dialect.name](self._outbox, connection)
+
+    @contextmanager
+    def _hearing_commits(self) -> Iterator[None]:
+        """Be woken when a connection with which rows were added goes back to the engine's pool."""
+
+        def hear(_: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+            if record.info.pop(self._outbox.name, False):
+                self._committed.set()
+
+        event.listen(self._engine, "checkin", hear)
+        try:
+            yield
+        finally:
+            event.remove(self._engine, "checkin", hear)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    id: int
+    publication: Publication
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """A topic that is out of reach is left alone."""
+
+    failures: int
+    until: float
+    """By the monotonic clock."""
+
+
+@contextmanager
+def _claim_in_postgresql(outbox: Outbox, connection: sa.Connection) -> Iterator[Callable[[], Collection[int]]]:
+    """Advisory locks of `connection`: they end with it, so it is closed and not given back to its pool."""
+    connection.detach()
+    with connection.begin():  # the server notices within half a minute that a relay's machine is gone
+        for setting, value in (("idle", "10"), ("interval", "5"), ("count", "4")):
+            connection.execute(sa.select(sa.func.set_config(f"tcp_keepalives_{setting}", value, False)))  # noqa: FBT003
+    family = _stable_hash(f"{outbox.table.fullname}.relay", signed=True)
+    held: set[int] = set()
+    next_try = 0.0
+
+    def claim() -> Collection[int]:
+        nonlocal next_try
+        free = [shard for shard in range(outbox.shards) if shard not in held]
+        if free and time.monotonic() >= next_try:
+            next_try = time.monotonic() + STAND_BY
+            with connection.begin():
+                got = connection.execute(
+                    sa.select(*(sa.func.pg_try_advisory_lock(family, shard) for shard in free))
+                ).one()
+            held.update(shard for shard, locked in zip(free, got, strict=True) if locked)
+        return held
+
+    yield claim
+
+
+@contextmanager
+def _claim_in_sqlite(outbox: Outbox, connection: sa.Connection) -> Iterator[Callable[[], Collection[int]]]:
+    """The lock of a file beside the database, for all shards: with SQLite's one writer, more relays are no faster."""
+    with connection.begin():
+        database = connection.execute(sa.text("PRAGMA database_list")).first()
+    path = database[2] if database else ""
+    if not path:  # in memory, where no other process is
+        yield lambda: range(outbox.shards)
+        return
+    with open(f"{path}-{outbox.name}.lock", "a") as file:  # noqa: PTH123 - the database's name with a suffix
+        held = False
+
+        def claim() -> Collection[int]:
+            nonlocal held
+            if not held:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return ()
+                held = True
+            return range(outbox.shards)
+
+        yield claim
+
+
+_CLAIMS = {"postgresql": _claim_in_postgresql, "sqlite": _claim_in_sqlite}
+"""By dialect: how the shards are claimed that are free; they stay this relay's until the context ends."""
+
+
+class _CommitOrder:
+    """Numbers keyed rows anew while they are being committed, so that their order is that of the commits.
+
+    PostgreSQL draws ids when rows are inserted, but transactions that overlap may commit the other way round, and a
+    relay that looks between the two commits would send the later row first. So the last thing that a transaction does
+    is to take the locks of its keys, which are released after its rows can be seen, and then to draw their ids anew.
+    Nobody is kept waiting while it works, and locks that come last and sorted do not lead to deadlocks.
+    """
+
+    def __init__(self, table: sa.Table) -> None:
+        self._table = table
+        self._added: WeakKeyDictionary[sa.RootTransaction, list[tuple[int, int]]] = WeakKeyDictionary()
+        """The lock and id of each row that a transaction added, also of those in a savepoint that was rolled back."""
+
+    def keep(self, connection: sa.Connection, key: str, row_id: int) -> None:
+        """Remember a row that was added with `connection` until it commits."""
+        transaction = connection.get_transaction()
+        if transaction is None:
+            return  # committed already, by a connection in autocommit mode
+        if transaction not in self._added:
+            self._added[transaction] = []
+            if not event.contains(connection, "commit", self._renumber):
+                event.listen(connection, "commit", self._renumber)
+        self._added[transaction].append((_stable_hash(key) % COMMIT_LOCKS, row_id))
+
+    def _renumber(self, connection: sa.Connection) -> None:
+        transaction = connection.get_transaction()
+        added = self._added.pop(transaction, None) if transaction is not None else None
+        if not added:
+            return
+        family = _stable_hash(f"{self._table.fullname}.commit", signed=True)
+        locks = sorted({lock for lock, _ in added})
+        connection.execute(sa.select(*(sa.func.pg_advisory_xact_lock(family, lock) for lock in locks)))
+        table = connection.dialect.identifier_preparer.format_table(self._table)
+        place = sa.func.nextval(sa.func.pg_get_serial_sequence(table, "id"))
+        renumber = self._table.update().where(self._table.c.id == sa.bindparam("old")).values(id=place)
+        connection.execute(renumber, [{"old": row_id} for _, row_id in added])
+
+
+def _stable_hash(text: str, *, signed: bool = False) -> int:
+    """The same number in every process: 32 bits, as a signed integer where PostgreSQL wants one."""
+    number = zlib.crc32(text.encode())
+    return number - (number >> 31 << 32) if signed else number
