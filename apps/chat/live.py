@@ -1,7 +1,7 @@
 """Waking the open streams of one web process when a thread has changed.
 
-One tail of `thread_changed` feeds every stream of the process. It is a hint and no more: what to show is always read from
-the database, where each stream looks again at every heartbeat. A lost hint costs seconds, never a message.
+One tail of `thread_changed` feeds every stream of the process. It is a hint and no more: what to show is always read
+from the database, where each stream looks again at every heartbeat. A lost hint costs seconds, never a message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import structlog
 
 from apps.events import ThreadChanged
-from pulsartasks import Topic
+from pulsartasks import PulsarTasksError, Topic
 
 log = structlog.get_logger(__name__)
 
@@ -87,22 +87,19 @@ class Live:
 
     def _follow(self) -> None:
         while not self._closing.is_set():
-            try:
-                self._follow_once()
-            except Exception as exc:  # noqa: BLE001 - whatever the broker's trouble is, the heartbeats go on without it
-                log.warning("thread_changes.interrupted", error=str(exc) or type(exc).__name__)
-                self._closing.wait(RECONNECT_DELAY)
+            self._follow_until_trouble()
+            self._closing.wait(RECONNECT_DELAY)
 
-    def _follow_once(self) -> None:
-        tail = self._topic.tail()
+    def _follow_until_trouble(self) -> None:
         try:
-            self._wake(None)  # something may have happened while nobody listened
-            while not self._closing.is_set():
-                event = tail.receive(timeout=0.5)
-                if event is not None:
-                    self._wake(event)
-        finally:
-            tail.close()
+            with self._topic.tail() as tail:
+                self._wake(None)  # something may have happened while nobody listened
+                while not self._closing.is_set():
+                    event = tail.receive(timeout=0.5)
+                    if event is not None:
+                        self._wake(event)
+        except PulsarTasksError as exc:  # the broker is away: until it is back, the heartbeats do without it
+            log.warning("thread_changes.interrupted", error=str(exc))
 
     def _wake(self, event: ThreadChanged | None) -> None:
         with self._lock:

@@ -73,9 +73,7 @@ class Chat(Base):
     id: Mapped[str] = mapped_column(sa.String(32), primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(sa.String(80), default="")
     """Empty: it is called after the other members."""
-    invite_token: Mapped[str] = mapped_column(
-        sa.String(64), unique=True, default=lambda: secrets.token_urlsafe(16)
-    )
+    invite_token: Mapped[str] = mapped_column(sa.String(64), unique=True, default=lambda: secrets.token_urlsafe(16))
     version: Mapped[int] = mapped_column(default=0)
     """Counts every change. Counted under the row's lock, so versions are committed in their order."""
     changed_at: Mapped[datetime] = mapped_column(default=now)
@@ -120,7 +118,7 @@ class Message(Base):
 
     audio: Mapped[str | None] = mapped_column(sa.String(255))
     audio_type: Mapped[str | None] = mapped_column(sa.String(80))
-    duration: Mapped[float | None]
+    duration: Mapped[float | None] = mapped_column(sa.Double)
     """Seconds, counted from decoded samples."""
     transcript_state: Mapped[str] = mapped_column(sa.String(16), default="none")
     """none | waiting | transcribing | ok | no_speech | failed"""

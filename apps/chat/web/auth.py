@@ -123,7 +123,7 @@ def _invited_to() -> Chat | None:
 
 
 def _welcome(user: User) -> ResponseReturnValue:
-    """Let the user in: to the chat whose invite link brought them here, to where they wanted to go, or to their chats."""
+    """Let the user in: to the chat whose invite link they followed, to where they wanted to go, or to their chats."""
     chat = _invited_to()
     enter(user)
     if chat is None:

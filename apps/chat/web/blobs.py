@@ -55,8 +55,7 @@ def _blob(key: str | None, content_type: str | None, family: str) -> Response:
         blob = services().blobs.get(key)
     except BlobNotFoundError:
         abort(404)
-    response = send_file(BytesIO(blob.data), mimetype=content_type, conditional=True, max_age=_ONE_DAY)
-    response.cache_control.public = None
-    response.cache_control.private = True
+    response = send_file(BytesIO(blob.data), mimetype=content_type, conditional=True)
+    response.headers["Cache-Control"] = f"private, max-age={_ONE_DAY}"
     response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
     return response

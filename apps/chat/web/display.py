@@ -49,5 +49,3 @@ def rendition(renditions: dict[str, Any], width: int) -> tuple[str, dict[str, An
 
 def can_try_again(message: Message) -> bool:
     return "failed" in (message.transcript_state, message.picture_state)
-
-

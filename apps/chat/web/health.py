@@ -15,7 +15,7 @@ blueprint = Blueprint("health", __name__)
 @blueprint.get("/healthz")
 @limiter.exempt
 def healthz() -> ResponseReturnValue:
-    """Whether pages can be served; the broker may be down for an hour without anything being lost, so it is not asked."""
+    """Whether pages can be served; the broker may be down for an hour without anything being lost, so do not ask it."""
     try:
         with services().database.reading() as db:
             db.execute(sa.select(1))

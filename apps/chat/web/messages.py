@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import structlog
-from flask import Blueprint, abort, jsonify, render_template, request
+from flask import Blueprint, Response, abort, jsonify, render_template, request
 from flask.typing import ResponseReturnValue
 
 from apps.chat import media, threads
@@ -68,5 +68,5 @@ def _my_message(message_id: str) -> Message:
         return message_for(db, message_id, me().id) or abort(404)
 
 
-def _bubble(message: Message) -> ResponseReturnValue:
+def _bubble(message: Message) -> Response:
     return jsonify(id=message.id, version=message.version, html=render_template("_bubble.html", message=message))

@@ -1,0 +1,58 @@
+"""The demo's two people and what they said. ``python -m apps.chat.seed``, as often as you like.
+
+The messages are sent like anybody's: whatever is shown of them is made by the running workers.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from argon2 import PasswordHasher
+
+from apps.chat import media, threads
+from apps.chat.database import Database
+from apps.chat.models import Chat, User
+from apps.chat.settings import Settings
+from apps.chat.views import user_named
+from pulsartasks.contrib.blobs import BlobStore, open_blob_store
+
+DEMO_FILES = Path(__file__).parent.parent / "demo"
+CHAT_ID = "ada00000000000000000000000grace0"[:32]
+
+
+def seed(database: Database, blobs: BlobStore, files: Path = DEMO_FILES) -> None:
+    """Make what is not there yet."""
+    with database.writing() as session:
+        people = []
+        for name in ("Ada", "Grace"):
+            user = user_named(session, name) or User(
+                name=name, name_key=name.casefold(), demo=True, password=PasswordHasher().hash(secrets.token_hex())
+            )
+            session.add(user)
+            people.append(user)
+        session.flush()
+        if session.get(Chat, CHAT_ID) is None:
+            session.add(Chat(id=CHAT_ID, name=""))
+            session.flush()
+        for user in people:
+            threads.add_member(session, CHAT_ID, user.id)
+    ada, grace = people
+    [recording] = sorted(files.glob("recording.*"))[:1]
+    spoken = media.recording(recording.read_bytes())
+    threads.send(database, blobs, CHAT_ID, ada.id, threads.Draft("demo-recording", audio=spoken))
+    seen = media.picture((files / "picture.jpg").read_bytes())
+    threads.send(database, blobs, CHAT_ID, grace.id, threads.Draft("demo-picture", picture=seen))
+
+
+def main() -> None:
+    """Seed the database that DATABASE_URL names."""
+    settings = Settings.from_environ(os.environ)
+    database = Database(settings.database_url)
+    seed(database, open_blob_store(settings.blob_store))
+    database.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+// Requests that change something: with the page's CSRF token, and errors as sentences for a person.
+export class RequestError extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+const token = () => document.querySelector('meta[name="csrf-token"]');
+
+export async function post(url, body, retry = true) {
+  let response;
+  try {
+    response = await fetch(url, { method: "POST", body, headers: { Accept: "application/json", "X-CSRFToken": token().content } });
+  } catch {
+    throw new RequestError("BabbleBox cannot be reached. Nothing is lost: it is still here.");
+  }
+  if (response.ok) return response.status === 204 ? null : response.json();
+  const problem = await response.json().catch(() => ({}));
+  if (problem.code === "stale-page" && retry && (await renewToken())) return post(url, body, false);
+  throw new RequestError(problem.error ?? `It did not work (error ${response.status}).`, response.status);
+}
+
+// After logging in again in another tab this page's token belongs to the session before.
+async function renewToken() {
+  const response = await fetch(location.href, { headers: { Accept: "text/html" } });
+  const fresh = new DOMParser().parseFromString(await response.text(), "text/html").querySelector('meta[name="csrf-token"]');
+  if (!response.ok || response.redirected || !fresh) return false;
+  token().content = fresh.content;
+  return true;
+}
