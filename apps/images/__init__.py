@@ -1,0 +1,1 @@
+"""Makes what a thread shows: safe renditions of attached pictures, and voice cards of transcripts."""
