@@ -1,0 +1,47 @@
+"""What people import from pulsartasks. A change here is a decision, and a line in the changelog."""
+
+from __future__ import annotations
+
+import pulsartasks
+
+PUBLIC = {
+    "AsyncResult",
+    "AuthenticationError",
+    "AuthorizationError",
+    "BrokerError",
+    "BrokerUnavailableError",
+    "CallError",
+    "CapabilityError",
+    "ClosedError",
+    "ConfigurationError",
+    "DeadLetter",
+    "InvalidArgumentsError",
+    "MaxRetriesExceededError",
+    "MessageError",
+    "MessageTooLargeError",
+    "PublishTimeoutError",
+    "PulsarTasks",
+    "PulsarTasksError",
+    "Reject",
+    "Request",
+    "ResultTimeoutError",
+    "Retry",
+    "Signature",
+    "SubscriptionBusyError",
+    "Tail",
+    "Task",
+    "TaskContext",
+    "TaskError",
+    "Topic",
+    "UnknownTaskError",
+    "UnreadableMessageError",
+}
+
+
+def test_public_names_are_these() -> None:
+    assert set(pulsartasks.__all__) == PUBLIC
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert pulsartasks.__all__ == sorted(pulsartasks.__all__)
+    assert [name for name in pulsartasks.__all__ if not hasattr(pulsartasks, name)] == []
