@@ -15,8 +15,8 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 SIZES: Mapping[str, int] = MappingProxyType({"thumb": 320, "large": 1600})
 """Pixels of the longer side of each rendition, at most; a smaller picture is not blown up."""
 MAX_BYTES = 32 * 2**20
-MAX_PIXELS = 64_000_000
-"""A phone's picture has 12 to 50 million. A PNG of some kilobytes may claim billions, and memory with them."""
+MAX_PIXELS = 65_000_000
+"""A phone's picture has 12 to 64 million. A PNG of some kilobytes may claim billions, and memory with them."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
@@ -85,9 +85,9 @@ def _with_full_colours(picture: Image.Image) -> Image.Image:
     """Give each pixel a colour of its own, which palettes do not, so that neighbours can be mixed."""
     if picture.mode.startswith("I"):  # grey in 16 bits, which `convert` would cut off at 255 instead of scaling
         return picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if picture.has_transparency_data:
-        return picture.convert("RGBA")
-    return picture.copy() if picture.mode in ("L", "RGB", "CMYK") else picture.convert("RGB")
+    if picture.mode in ("L", "RGB", "RGBA", "CMYK") and "transparency" not in picture.info:
+        return picture  # no copy: it may have a quarter of a gigabyte
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
 
 
 def _upright(picture: Image.Image) -> Image.Image:
