@@ -21,11 +21,15 @@ DOWNLOADS: dict[str, Callable[[], Path]] = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Runs one command; a `SetupError` is told without a traceback."""
-    options = _parser().parse_args(arguments)
+    commands = {"run": _run, "test": _test, "python": _python, "lock": _lock, "fetch": _fetch}
+    parser = argparse.ArgumentParser(prog="python3 -m tools", description=__doc__)
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command; -h after it says more")
+    options = parser.parse_args(words)
     try:
-        options.command(options)
+        commands[options.command](options.arguments)
     except SetupError as error:
         say(f"Set-up stopped: {error}")
         return 1
@@ -34,29 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python3 -m tools", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
-    run = commands.add_parser("run", help="BabbleBox on this machine")
-    run.add_argument("--engine", choices=("openai", "faster"), default="openai")
-    run.set_defaults(command=_run)
-    test = commands.add_parser("test", help="pytest, with everything the tests need; arguments go to it")
-    test.add_argument("pytest", nargs=argparse.REMAINDER)
-    test.set_defaults(command=_test)
-    python = commands.add_parser("python", help=".venv with everything, then its Python with the arguments")
-    python.add_argument("python", nargs=argparse.REMAINDER)
-    python.set_defaults(command=_python)
-    lock = commands.add_parser("lock", help="write the locks anew")
-    lock.add_argument("--upgrade", action="store_true", help="take the newest versions")
-    lock.set_defaults(command=lambda options: locks.write(upgrade=options.upgrade))
-    fetch = commands.add_parser("fetch", help="one of the big things, and its path")
-    fetch.add_argument("name", choices=sorted(DOWNLOADS))
-    fetch.set_defaults(command=lambda options: print(DOWNLOADS[options.name]()))
-    return parser
-
-
-def _run(options: argparse.Namespace) -> None:
-    engine: str = options.engine
+def _run(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m tools run", description="Starts BabbleBox on this machine.")
+    parser.add_argument("--engine", choices=("openai", "faster"), default="openai")
+    engine: str = parser.parse_args(arguments).engine
     environment.ensure("run-faster" if engine == "faster" else "run")
     os.environ["WHISPER_ENGINE"] = engine
     if not os.environ.get("WHISPER_MODEL"):
@@ -64,28 +49,41 @@ def _run(options: argparse.Namespace) -> None:
     _become_python(["-m", "apps.run"])
 
 
-def _test(options: argparse.Namespace) -> None:
+def _test(arguments: Sequence[str]) -> None:
+    """Becomes pytest."""
     _set_up_tests()
-    _become_python(["-m", "pytest", *options.pytest])
+    _become_python(["-m", "pytest", *arguments])
 
 
-def _python(options: argparse.Namespace) -> None:
+def _python(arguments: Sequence[str]) -> None:
+    """Becomes the Python of an environment with everything, or only makes that."""
     environment.ensure("dev")
-    if options.python:
-        _become_python(options.python)
+    if arguments:
+        _become_python(arguments)
+
+
+def _lock(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m tools lock", description=locks.__doc__)
+    parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
+    locks.write(upgrade=parser.parse_args(arguments).upgrade)
+
+
+def _fetch(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m tools fetch", description="Prints the path of a big thing.")
+    parser.add_argument("name", choices=sorted(DOWNLOADS))
+    print(DOWNLOADS[parser.parse_args(arguments).name]())
 
 
 def _set_up_tests() -> None:
     """All at once: while one waits for the network another builds. The first error is told, the rest still end."""
     packages.install_for_tests()
     environment.bootstrap_python()  # the others need it
-    independent = [name for name in DOWNLOADS if name != "whisper-openai"]
+    independent: list[Callable[[], object]] = [DOWNLOADS[name] for name in DOWNLOADS if name != "whisper-openai"]
     with ThreadPoolExecutor() as pool:
-        running = [pool.submit(DOWNLOADS[name]) for name in independent]
-        running.append(pool.submit(environment.ensure, "dev"))  # type: ignore[arg-type]
-    for future in running:
-        future.result()
-    downloads.whisper_weights("openai")  # needs torch
+        running = [pool.submit(step) for step in (lambda: environment.ensure("dev"), *independent)]
+    for step in running:
+        step.result()
+    downloads.whisper_weights("openai")  # converted by torch, so after the environment
 
 
 def _become_python(arguments: Sequence[str]) -> None:

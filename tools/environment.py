@@ -85,7 +85,8 @@ def _sync(profile: str) -> None:
         say("`make run ENGINE=faster` uses faster-whisper instead and downloads 150 MB.")
     if _venv_version() != _python_version():
         uv("venv", "-q", "--clear", "--python", _base_python(), VENV)
-    uv("pip", "sync", "--python", PYTHON, "--require-hashes", "--build-constraints", lock, lock)
+    quiet = [] if sys.stderr.isatty() else ["-q"]  # a progress bar for people, a hundred lines less for logs
+    uv("pip", "sync", *quiet, "--python", PYTHON, "--require-hashes", "--build-constraints", lock, lock)
     uv("pip", "install", "-q", "--python", PYTHON, "--no-deps", "--no-build-isolation", "--editable", CHECKOUT)
     STAMP.write_text(json.dumps({"profile": profile, "state": _state(profile)}))
     downloaded.parent.mkdir(parents=True, exist_ok=True)
