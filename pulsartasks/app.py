@@ -134,7 +134,9 @@ class PulsarTasks:
         if not isinstance(kind, type):
             raise ConfigurationError(f"resource {factory.__name__!r}: annotate it with '-> Iterator[TheType]'")
         if kind in self._resources:
-            raise ConfigurationError(f"resource {factory.__name__!r}: {kind.__name__} is already given by another resource")
+            raise ConfigurationError(
+                f"resource {factory.__name__!r}: {kind.__name__} is already given by another resource"
+            )
         self._resources[kind] = factory
         return factory
 
@@ -158,7 +160,12 @@ class PulsarTasks:
 
     @property
     def broker_url(self) -> str:
+        """Where the broker is; set it before the first use, or after `close`."""
         return self._broker_url or os.environ.get("PULSARTASKS_BROKER") or DEFAULT_BROKER
+
+    @broker_url.setter
+    def broker_url(self, url: str | None) -> None:
+        self._broker_url = url
 
     @property
     def broker(self) -> Broker:
@@ -284,7 +291,11 @@ def open_broker(url: str) -> Broker:
 def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
     """Refuse two tasks that would eat each other's messages."""
     mine, theirs = task.options.topic, other.options.topic
-    if task.event_topic is not None and task.event_topic is other.event_topic and task.subscription == other.subscription:
+    if (
+        task.event_topic is not None
+        and task.event_topic is other.event_topic
+        and task.subscription == other.subscription
+    ):
         raise ConfigurationError(
             f"task {task.name!r}: subscription {task.subscription!r} of {task.event_topic.name} is already handled by "
             f"{other.name!r}; each subscription has one handler, so give one of them another subscription="
@@ -296,4 +307,6 @@ def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
                 "for several subscriptions define the topic with app.topic()"
             )
         if task.options.mode != other.options.mode:
-            raise ConfigurationError(f"task {task.name!r}: {other.name!r} uses topic {mine!r} as {other.options.mode}, so must this one")
+            raise ConfigurationError(
+                f"task {task.name!r}: {other.name!r} uses topic {mine!r} as {other.options.mode}, so must this one"
+            )

@@ -67,7 +67,11 @@ class TaskContext:
         )
 
     def retry(
-        self, exc: BaseException | None = None, *, countdown: float | timedelta | None = None, max_retries: int | None = None
+        self,
+        exc: BaseException | None = None,
+        *,
+        countdown: float | timedelta | None = None,
+        max_retries: int | None = None,
     ) -> NoReturn:
         """Give up this attempt and have the message run again later, held by the broker.
 

@@ -110,7 +110,10 @@ class TaskOptions:
         return [
             text
             for text, wrong in (
-                (f"mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}", self.mode not in get_args(Mode)),
+                (
+                    f"mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}",
+                    self.mode not in get_args(Mode),
+                ),
                 (f"ack must be 'late' or 'early', not {self.ack!r}", self.ack not in get_args(Ack)),
                 (f"start must be 'earliest' or 'latest', not {self.start!r}", self.start not in get_args(Start)),
                 ("key= must be a function of the task's arguments", self.key is not None and not callable(self.key)),
@@ -118,10 +121,16 @@ class TaskOptions:
                     "autoretry_for and dont_autoretry_for take tuples of exception classes",
                     not all(_is_exception(e) for e in (*self.autoretry_for, *self.dont_autoretry_for)),
                 ),
-                ("max_retries must be 0 or more, or None for no end", self.max_retries is not None and self.max_retries < 0),
+                (
+                    "max_retries must be 0 or more, or None for no end",
+                    self.max_retries is not None and self.max_retries < 0,
+                ),
                 ("concurrency must be at least 1", self.concurrency is not None and self.concurrency < 1),
                 ("prefetch must be at least 1", self.prefetch is not None and self.prefetch < 1),
-                ("retry delays are seconds and cannot be negative", min(self.default_retry_delay, self.retry_backoff_max) < 0),
+                (
+                    "retry delays are seconds and cannot be negative",
+                    min(self.default_retry_delay, self.retry_backoff_max) < 0,
+                ),
                 (
                     f"{self.mode} runs one message at a time; leave concurrency out, or use key_shared",
                     self.mode in ("exclusive", "failover") and self.concurrency not in (None, 1),

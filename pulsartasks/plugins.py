@@ -28,6 +28,10 @@ def load(group: str, name: str) -> ModuleType:
         for entry in entry_points(group=f"pulsartasks.{group}", name=name):
             return entry.load()  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{group} {name!r} needs the package {error.name!r}: pip install {error.name}") from error
+        raise ConfigurationError(
+            f"{group} {name!r} needs the package {error.name!r}: pip install {error.name}"
+        ) from error
     close = difflib.get_close_matches(name, ours, n=1)
-    raise ConfigurationError(f"there is no {name!r} among the {group}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    raise ConfigurationError(
+        f"there is no {name!r} among the {group}" + (f"; did you mean {close[0]!r}?" if close else "")
+    )

@@ -38,7 +38,9 @@ class AsyncResult(Generic[R]):
         if self._result is None:
             self._result = self._kept_results().wait(self.id, timeout, pushed=self._sent_here)
         if self._result is None:
-            raise ResultTimeoutError(f"no result of {self.task}[{self.id}] within {timeout:g} s; it may still be waiting or running")
+            raise ResultTimeoutError(
+                f"no result of {self.task}[{self.id}] within {timeout:g} s; it may still be waiting or running"
+            )
         if self._result.error is not None:
             raise self._result.error.restore()
         return self._codec.decode(self._result.value)
@@ -72,7 +74,9 @@ class AsyncResult(Generic[R]):
 
     def _kept_results(self) -> ResultStore:
         if self._store is None:
-            raise PulsarTasksError(f"{self.task} keeps no results (ignore_result=True); leave that option out to wait for them")
+            raise PulsarTasksError(
+                f"{self.task} keeps no results (ignore_result=True); leave that option out to wait for them"
+            )
         return self._store
 
     def __repr__(self) -> str:

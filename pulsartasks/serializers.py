@@ -93,14 +93,18 @@ class CallCodec:
     Parameters in `injected` are filled by the worker and never travel; so is the first one when `skip_first` is set.
     """
 
-    def __init__(self, function: Callable[..., Any], *, skip_first: bool = False, injected: Collection[str] = ()) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, skip_first: bool = False, injected: Collection[str] = ()
+    ) -> None:
         self._name = getattr(function, "__name__", "task")
         hints = type_hints(function)
         parameters = list(inspect.signature(function).parameters.values())[1 if skip_first else 0 :]
         travelling = [p for p in parameters if p.name not in injected]
         self._positional = [p.name for p in travelling if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         self._keywords = {p.name for p in travelling if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        self._required = {p.name for p in travelling if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        self._required = {
+            p.name for p in travelling if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
         self._codecs = {p.name: PayloadCodec[Any](hints.get(p.name, Any)) for p in travelling}
         self._rest = next((p.name for p in travelling if p.kind is p.VAR_POSITIONAL), None)
         self._rest_keywords = next((p.name for p in travelling if p.kind is p.VAR_KEYWORD), None)
@@ -154,7 +158,10 @@ class CallCodec:
         names = self._positional if len(args) <= len(self._positional) else self._padded(len(args))
         return (
             [self._convert_one(name, raw) for name, raw in zip(names, args)],  # noqa: B905 - names may be more than args
-            {name: self._convert_one(name if name in self._keywords else self._rest_keywords, raw) for name, raw in kwargs.items()},
+            {
+                name: self._convert_one(name if name in self._keywords else self._rest_keywords, raw)
+                for name, raw in kwargs.items()
+            },
         )
 
     def _padded(self, count: int) -> list[str]:
@@ -195,4 +202,6 @@ def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
         return get_type_hints(function)
     except NameError as error:
         name = getattr(function, "__qualname__", function)
-        raise ConfigurationError(f"{name}: an annotation cannot be resolved ({error}); define it before the task") from error
+        raise ConfigurationError(
+            f"{name}: an annotation cannot be resolved ({error}); define it before the task"
+        ) from error

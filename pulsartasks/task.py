@@ -190,7 +190,9 @@ class Task(Generic[P, R]):
             kind = hints.get(name, Any)
             if kind is TaskContext or name in self.injected:
                 continue
-            if isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType) and not hasattr(kind, "model_validate"):
+            if isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType) and not hasattr(
+                kind, "model_validate"
+            ):
                 raise ConfigurationError(
                     f"task {self.name!r}: parameter {name!r} is annotated with {kind!r}, which is neither data nor a resource; "
                     "use a dataclass or msgspec.Struct, or define an @app.resource that yields it above the task"

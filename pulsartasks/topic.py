@@ -156,5 +156,3 @@ class Tail(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-

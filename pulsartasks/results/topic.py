@@ -150,7 +150,9 @@ class _Inbox:
         if self._reader is None:
             self._reader = self._broker.read(self.topic)
             self._listening_since = time.time()
-            threading.Thread(target=self._dispatch, args=[self._reader], name="pulsartasks-results", daemon=True).start()
+            threading.Thread(
+                target=self._dispatch, args=[self._reader], name="pulsartasks-results", daemon=True
+            ).start()
 
     def _dispatch(self, reader: Reader) -> None:
         while True:

@@ -49,7 +49,8 @@ class ConsumerThreads(ABC):
         self._app = app
         self._consumer: Consumer | None = None
         self._threads = [
-            threading.Thread(target=self._main, name=f"{subscription.name}-{number}", daemon=True) for number in range(threads)
+            threading.Thread(target=self._main, name=f"{subscription.name}-{number}", daemon=True)
+            for number in range(threads)
         ]
         self._stopping = threading.Event()
         self._opened = threading.Event()
@@ -113,7 +114,12 @@ class ConsumerThreads(ABC):
 
     def _begin(self) -> None:
         self._standing_by.clear()
-        _log.info("consumer.started", subscription=self.subscription.name, mode=self.subscription.mode, threads=len(self._threads))
+        _log.info(
+            "consumer.started",
+            subscription=self.subscription.name,
+            mode=self.subscription.mode,
+            threads=len(self._threads),
+        )
         for thread in self._threads:
             thread.start()
 
@@ -148,7 +154,9 @@ class ConsumerThreads(ABC):
     def _put_back(self, delivery: Delivery, eta: float) -> None:
         """Have the broker hold a message again that it gave out far too early, e.g. as its delayed delivery is off."""
         _log.warning("message.early", message_id=delivery.message_id, seconds=round(eta - time.time(), 1))
-        self._app.publish(Publication(delivery.topic, delivery.value, delivery.key, delivery.properties, deliver_at=eta))
+        self._app.publish(
+            Publication(delivery.topic, delivery.value, delivery.key, delivery.properties, deliver_at=eta)
+        )
         delivery.acknowledge()
 
 

@@ -88,7 +88,9 @@ class Executor:
         with `retries` (attempts made so) raised by one; otherwise the result is None.
         """
         run = self._prepare(delivery, retries)
-        structlog.contextvars.bind_contextvars(task=run.request.task, id=run.request.id, attempt=run.request.retries + 1)
+        structlog.contextvars.bind_contextvars(
+            task=run.request.task, id=run.request.id, attempt=run.request.retries + 1
+        )
         began = time.perf_counter()
         try:
             if run.route.task.options.ack == "early":
@@ -180,7 +182,9 @@ class Executor:
                 outcome = Died(error, "failed")  # its result: the next round says so to the caller
             except PulsarTasksError as error:
                 _log.warning("message.unsettled", error=str(error), try_number=tries + 1)
-                if time.monotonic() - began > SETTLE_PATIENCE or self.stopping.wait(backoff(tries, factor=0.2, maximum=5.0)):
+                if time.monotonic() - began > SETTLE_PATIENCE or self.stopping.wait(
+                    backoff(tries, factor=0.2, maximum=5.0)
+                ):
                     return False
                 tries += 1
             else:
@@ -241,7 +245,8 @@ class Executor:
                 message.ATTEMPTS: str(run.request.retries + 1),
                 message.WORKER: self._worker,
                 message.FAILED_AT: _iso(time.time()),
-                message.PUBLISHED_AT: run.delivery.properties.get(message.PUBLISHED_AT) or _iso(run.delivery.published_at),
+                message.PUBLISHED_AT: run.delivery.properties.get(message.PUBLISHED_AT)
+                or _iso(run.delivery.published_at),
             },
         )
 

@@ -103,7 +103,11 @@ class Worker:
             groups[_settings(task, concurrency)].append(task)
         consumers: list[ConsumerThreads] = []
         for settings, tasks in groups.items():
-            consumers += self._consume_ordered(settings, tasks) if tasks[0].options.ordered else [self._consume_shared(settings, tasks)]
+            consumers += (
+                self._consume_ordered(settings, tasks)
+                if tasks[0].options.ordered
+                else [self._consume_shared(settings, tasks)]
+            )
         return consumers
 
     def _consume_shared(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> ConsumerThreads:
@@ -158,7 +162,9 @@ def _settings(task: Task[..., Any], concurrency: int) -> _Settings:
 
 def _subscription(settings: _Settings, topics: Sequence[str]) -> Subscription:
     unique = tuple(dict.fromkeys(topics))
-    return Subscription(unique, settings.subscription, mode=settings.mode, prefetch=settings.prefetch, start=settings.start)
+    return Subscription(
+        unique, settings.subscription, mode=settings.mode, prefetch=settings.prefetch, start=settings.start
+    )
 
 
 def _log_failure(error: BaseException) -> None:

@@ -38,7 +38,9 @@ class LocalBroker(Broker):
         self._presence: Presence | None = None
         self._closed = False
 
-    def declare(self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest") -> None:
+    def declare(
+        self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"
+    ) -> None:
         # A new subscription begins behind what is there: a message without a subscription was never kept. So both starts mean
         # the same here, and one file has no partitions.
         self.store.declare(topic, subscriptions)
@@ -119,7 +121,9 @@ class LocalBroker(Broker):
                 raise ClosedError("the local broker was closed")
             if self._presence is None:
                 self._presence = Presence(self._path)
-                threading.Thread(target=self._listen, args=[self._presence], name="pulsartasks-local", daemon=True).start()
+                threading.Thread(
+                    target=self._listen, args=[self._presence], name="pulsartasks-local", daemon=True
+                ).start()
             return self._presence
 
     def _listen(self, presence: Presence) -> None:
@@ -147,7 +151,9 @@ class LocalBroker(Broker):
 class LocalConsumer(Consumer):
     """Takes messages in batches and gives them out one by one."""
 
-    def __init__(self, broker: LocalBroker, consumer_id: int, topics: dict[int, str], *, mode: Mode, prefetch: int) -> None:
+    def __init__(
+        self, broker: LocalBroker, consumer_id: int, topics: dict[int, str], *, mode: Mode, prefetch: int
+    ) -> None:
         self._broker = broker
         self._store = broker.store
         self._id = consumer_id

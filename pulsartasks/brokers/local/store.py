@@ -17,7 +17,13 @@ from pathlib import Path
 
 import msgspec
 
-from pulsartasks.errors import BrokerError, BrokerUnavailableError, ClosedError, ConfigurationError, SubscriptionBusyError
+from pulsartasks.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    ClosedError,
+    ConfigurationError,
+    SubscriptionBusyError,
+)
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode
 
@@ -101,7 +107,10 @@ class Store:
         self._closed = False
         with _mapped_errors():
             self._sql = sqlite3.connect(
-                ":memory:" if path is None else path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+                ":memory:" if path is None else path,
+                timeout=BUSY_TIMEOUT,
+                isolation_level=None,
+                check_same_thread=False,
             )
             self._sql.execute("PRAGMA journal_mode = WAL")
             self._sql.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
@@ -126,14 +135,16 @@ class Store:
         with self._transaction():
             topic_id = self._topic_id(topic)
             self._sql.executemany(
-                "INSERT OR IGNORE INTO subscriptions (topic_id, name) VALUES (?, ?)", [(topic_id, name) for name in subscriptions]
+                "INSERT OR IGNORE INTO subscriptions (topic_id, name) VALUES (?, ?)",
+                [(topic_id, name) for name in subscriptions],
             )
 
     def add_reader(self, topic: str, name: str, process: str) -> tuple[int, int]:
         """A subscription that lives as long as `process`; gives its id, and that of the newest message before it."""
         with self._transaction():
             cursor = self._sql.execute(
-                "INSERT INTO subscriptions (topic_id, name, process) VALUES (?, ?, ?)", (self._topic_id(topic), name, process)
+                "INSERT INTO subscriptions (topic_id, name, process) VALUES (?, ?, ?)",
+                (self._topic_id(topic), name, process),
             )
             return cursor.lastrowid or 0, self._newest()
 
@@ -147,7 +158,9 @@ class Store:
         with self._transaction():
             for topic in topics:
                 topic_id = self._topic_id(topic)
-                self._sql.execute("INSERT OR IGNORE INTO subscriptions (topic_id, name) VALUES (?, ?)", (topic_id, name))
+                self._sql.execute(
+                    "INSERT OR IGNORE INTO subscriptions (topic_id, name) VALUES (?, ?)", (topic_id, name)
+                )
                 [subscription_id] = self._sql.execute(
                     "SELECT id FROM subscriptions WHERE topic_id = ? AND name = ?", (topic_id, name)
                 ).fetchone()
@@ -227,6 +240,15 @@ class Store:
             ).fetchall()
         return [_row(row) for row in rows]
 
+    def unsettled(self) -> int:
+        """Messages that are waiting or running on the subscriptions that have consumers, readers not counted."""
+        with self._lock, _mapped_errors():
+            [count] = self._sql.execute(
+                "SELECT count(*) FROM deliveries WHERE subscription_id IN ("
+                " SELECT a.subscription_id FROM attachments a JOIN subscriptions s ON s.id = a.subscription_id WHERE s.process IS NULL)"
+            ).fetchone()
+        return int(count)
+
     # Consumers
 
     def attach(self, subscription_ids: Collection[int], *, process: str, mode: Mode) -> int:
@@ -242,7 +264,9 @@ class Store:
                     (subscription_id,),
                 ).fetchone()
                 if row and (row[0] != mode or mode == "exclusive"):
-                    raise SubscriptionBusyError(f"another consumer holds the subscription as {row[0]}; this one asked for {mode}")
+                    raise SubscriptionBusyError(
+                        f"another consumer holds the subscription as {row[0]}; this one asked for {mode}"
+                    )
             cursor = self._sql.execute("INSERT INTO consumers (process, mode) VALUES (?, ?)", (process, mode))
             consumer_id = cursor.lastrowid or 0
             self._sql.executemany("INSERT INTO attachments VALUES (?, ?)", [(s, consumer_id) for s in subscription_ids])
@@ -265,9 +289,13 @@ class Store:
             return {}
         with self._transaction():
             for process in dead:
-                for (consumer_id,) in self._sql.execute("SELECT id FROM consumers WHERE process = ?", (process,)).fetchall():
+                for (consumer_id,) in self._sql.execute(
+                    "SELECT id FROM consumers WHERE process = ?", (process,)
+                ).fetchall():
                     news |= self._detach(consumer_id)
-                for (reader,) in self._sql.execute("SELECT id FROM subscriptions WHERE process = ?", (process,)).fetchall():
+                for (reader,) in self._sql.execute(
+                    "SELECT id FROM subscriptions WHERE process = ?", (process,)
+                ).fetchall():
                     self._remove_subscription(reader)
             return self._listeners(news)
 
@@ -345,7 +373,9 @@ class Store:
         return row.fetchone() is None
 
     def _detach(self, consumer_id: int) -> set[int]:
-        rows = self._sql.execute("SELECT subscription_id FROM attachments WHERE consumer_id = ?", (consumer_id,)).fetchall()
+        rows = self._sql.execute(
+            "SELECT subscription_id FROM attachments WHERE consumer_id = ?", (consumer_id,)
+        ).fetchall()
         subscription_ids = {subscription_id for (subscription_id,) in rows}
         for subscription_id in subscription_ids:
             self._sql.execute(
@@ -353,7 +383,9 @@ class Store:
                 " WHERE subscription_id = ? AND consumer_id IS NOT NULL AND consumer_id = ?",
                 (subscription_id, consumer_id),
             )
-            self._sql.execute("DELETE FROM attachments WHERE subscription_id = ? AND consumer_id = ?", (subscription_id, consumer_id))
+            self._sql.execute(
+                "DELETE FROM attachments WHERE subscription_id = ? AND consumer_id = ?", (subscription_id, consumer_id)
+            )
         self._sql.execute("DELETE FROM consumers WHERE id = ?", (consumer_id,))
         return subscription_ids
 
@@ -367,7 +399,9 @@ class Store:
         ).fetchall()
         for (message_id,) in rows:
             self._settle_message(message_id)
-        self._sql.execute("DELETE FROM deliveries WHERE subscription_id = ? AND message_id < ?", (subscription_id, before))
+        self._sql.execute(
+            "DELETE FROM deliveries WHERE subscription_id = ? AND message_id < ?", (subscription_id, before)
+        )
 
 
 def _row(row: tuple[int, str | None, bytes, bytes]) -> Row:

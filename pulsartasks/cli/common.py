@@ -1,0 +1,29 @@
+"""What commands share: finding the app, and errors as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from pulsartasks.app import PulsarTasks
+from pulsartasks.errors import PulsarTasksError
+from pulsartasks.worker.child import find_app
+
+app_option = click.option(
+    "-A", "--app", "app_path", required=True, metavar="MODULE:APP", help="Where the app is, e.g. shop.tasks:app."
+)
+
+
+@contextmanager
+def opened_app(path: str) -> Iterator[PulsarTasks]:
+    """The app at `path`, closed at the end; what goes wrong is said in one line and exits with status 1."""
+    try:
+        app = find_app(path)
+        try:
+            yield app
+        finally:
+            app.close()
+    except PulsarTasksError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,87 @@
+"""Looking at dead letters, and sending them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pulsartasks.app import PulsarTasks
+from pulsartasks.brokers.base import Consumer, Delivery, Subscription
+from pulsartasks.errors import ConfigurationError
+from pulsartasks.message import TASK, TASK_ID, DeadLetter, Publication, without_death
+from pulsartasks.task import Task
+from pulsartasks.topics import DEAD_LETTERS
+
+END_OF_TOPIC = 1.0
+"""Seconds without a further message after which all have been seen."""
+AT_ONCE = 500
+"""Dead letters asked for ahead while looking through them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A dead letter as it is kept."""
+
+    delivery: Delivery
+    task: str
+    story: DeadLetter | None
+    """None for a message that somebody else put there."""
+
+    @property
+    def id(self) -> str:
+        """The task's id, or the message's where it has none; the same each time it is listed."""
+        return self.delivery.properties.get(TASK_ID) or self.delivery.message_id
+
+
+class DeadLetters:
+    """The dead letters of one task."""
+
+    def __init__(self, app: PulsarTasks, task: Task[..., object]) -> None:
+        if task.topics.dead_letter is None:
+            raise ConfigurationError(f"task {task.name!r} keeps no dead letters (dead_letter=False)")
+        self._app = app
+        self._task = task
+        self._topic = task.topics.dead_letter
+
+    def list(self) -> Iterator[Kept]:
+        """All that are kept, oldest first; they stay."""
+        with self._consumer() as consumer:
+            yield from self._receive(consumer)
+
+    def replay(self, ids: frozenset[str] | None = None) -> Iterator[Kept]:
+        """Send those with these ids (None: all) to their task again, as new messages with all their retries; gives each.
+
+        Each is published and confirmed before it leaves the dead letters, so a crash in between sends it twice, never loses it.
+        It goes to its subscription alone, not to the others of an event topic.
+        """
+        with self._consumer() as consumer:
+            for kept in list(self._receive(consumer)):
+                if ids is None or kept.id in ids:
+                    self._app.publish(self._alive_again(kept))
+                    kept.delivery.acknowledge()
+                    yield kept
+
+    def _receive(self, consumer: Consumer) -> Iterator[Kept]:
+        while (delivery := consumer.receive(END_OF_TOPIC)) is not None:
+            headers = delivery.properties
+            yield Kept(delivery, headers.get(TASK) or self._task.name, DeadLetter.from_headers(headers))
+
+    def _alive_again(self, kept: Kept) -> Publication:
+        # The retry topic belongs to this subscription alone, takes calls and events alike, and in ordered modes leads
+        # under the message's key to the call topic.
+        return Publication(
+            topic=self._task.topics.retry,
+            value=kept.delivery.value,
+            key=kept.delivery.key,
+            properties=without_death(kept.delivery.properties),
+        )
+
+    @contextmanager
+    def _consumer(self) -> Iterator[Consumer]:
+        self._app.declare(self._topic)
+        consumer = self._app.broker.subscribe(Subscription((self._topic,), DEAD_LETTERS, prefetch=AT_ONCE))
+        try:
+            yield consumer
+        finally:
+            consumer.close()

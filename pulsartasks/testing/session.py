@@ -1,0 +1,56 @@
+"""`app.testing()`: inside it the app's calls go through a broker in memory and run on threads of this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pulsartasks.app import PulsarTasks
+from pulsartasks.brokers.local import LocalBroker
+from pulsartasks.worker.worker import Worker
+
+_LOOK_AGAIN = 0.002
+
+
+class TestingSession:
+    """A running test of an app."""
+
+    __test__ = False  # pytest must not take it for a test
+
+    def __init__(self, app: PulsarTasks, broker: LocalBroker) -> None:
+        self.app = app
+        self._broker = broker
+
+    def join(self, timeout: float = 10.0) -> None:
+        """Wait until all that was published is settled, what tasks publish themselves included.
+
+        Raises:
+            TimeoutError: something is still waiting (perhaps for a retry or an eta) or running after `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while unsettled := self._broker.store.unsettled():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{unsettled} messages are not settled after {timeout:g} s")
+            time.sleep(_LOOK_AGAIN)
+
+
+@contextmanager
+def testing(app: PulsarTasks, *, concurrency: int = 2) -> Iterator[TestingSession]:
+    """Replace the app's broker by one in memory, and run a worker on it until the block ends.
+
+    Resources are set up and torn down as in a real worker. What the app had open before is closed.
+    """
+    app.close()
+    configured = app._broker_url
+    app.broker_url = "memory://"
+    worker = Worker(app, concurrency=concurrency)
+    try:
+        broker = app.broker
+        assert isinstance(broker, LocalBroker)
+        worker.start()
+        yield TestingSession(app, broker)
+    finally:
+        worker.stop(grace=5.0)
+        app.close()
+        app.broker_url = configured

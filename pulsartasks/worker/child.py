@@ -1,0 +1,145 @@
+"""One process of a worker, as the supervisor starts it: ``python -m pulsartasks.worker.child OPTIONS``.
+
+It takes its order to stop from standard input, whose end means: stop, finish, exit. So it also stops when the supervisor dies.
+Signals that a terminal or container sends to the whole group are ignored, for the supervisor to decide on. What it says of itself
+(`Report`) goes as JSON lines into the pipe whose number it was given.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from pulsartasks.app import PulsarTasks
+from pulsartasks.errors import ConfigurationError
+from pulsartasks.middleware.base import Middleware
+from pulsartasks.plugins import load
+from pulsartasks.worker.logs import configure_logging
+from pulsartasks.worker.worker import Worker
+
+CANNOT_START = 78
+"""Exit status (EX_CONFIG of sysexits.h) that says: starting me again would not help."""
+REPORT_EVERY = 1.0
+
+_log = structlog.get_logger("pulsartasks")
+
+
+class ChildOptions(msgspec.Struct, frozen=True):
+    """What a child is told when it is started."""
+
+    app: str
+    """``module:attribute``."""
+    concurrency: int
+    topics: list[str] | None
+    log_level: str
+    grace: float
+    report_to: int
+    """File descriptor of the pipe to the supervisor."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a child says of itself, once a second and whenever it changes."""
+
+    ready: bool
+
+
+def find_app(path: str) -> PulsarTasks:
+    """The app at ``module:attribute``; the attribute may be left out if it is ``app``.
+
+    Raises:
+        ConfigurationError: there is none; the message says what was found instead.
+    """
+    module_name, _, attribute = path.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise ConfigurationError(
+            f"-A {path}: no module {error.name!r} here; run it from the folder that holds it"
+        ) from error
+    app = getattr(module, attribute or "app", None)
+    if not isinstance(app, PulsarTasks):
+        found = [name for name, value in vars(module).items() if isinstance(value, PulsarTasks)]
+        hint = f"did you mean -A {module_name}:{found[0]}?" if found else "the module defines no PulsarTasks app"
+        raise ConfigurationError(f"-A {path}: {attribute or 'app'!r} is not a PulsarTasks app; {hint}")
+    return app
+
+
+def run(options: ChildOptions) -> int:
+    """Work until told to stop; gives the exit status."""
+    stop = threading.Event()
+    cannot_go_on: list[BaseException] = []
+
+    def give_up(error: BaseException) -> None:
+        cannot_go_on.append(error)
+        stop.set()
+
+    app = find_app(options.app)
+    worker = Worker(app, concurrency=options.concurrency, topics=options.topics, middleware=_metrics())
+    threading.Thread(target=_await_order, args=[stop], name="pulsartasks-orders", daemon=True).start()
+    worker.start(give_up)
+    _report_until(stop, worker, options.report_to)
+    finished = worker.stop(options.grace)
+    if not finished:
+        _log.error("worker.grace_exceeded", grace=options.grace)
+        # Threads still run tasks and cannot be stopped; ending here is what has the broker deliver their messages again.
+        os._exit(1)
+    app.close()
+    if cannot_go_on:
+        raise cannot_go_on[0]
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a child; what makes starting again useless is said in one line."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    options = msgspec.json.decode(arguments[0], type=ChildOptions)
+    configure_logging(options.log_level)
+    try:
+        return run(options)
+    except ConfigurationError as error:
+        sys.stderr.write(f"Error: {error}\n")
+    except Exception:  # noqa: BLE001 - an import or resource of the user's failed: the traceback is theirs
+        _log.exception("worker.failed")
+    return CANNOT_START
+
+
+def _await_order(stop: threading.Event) -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    stop.set()
+
+
+def _report_until(stop: threading.Event, worker: Worker, descriptor: int) -> None:
+    """Tell the supervisor how it goes; quickly until ready, so that who waits for that need not wait long."""
+    ready = False
+    with os.fdopen(descriptor, "wb", buffering=0) as pipe:
+        while not stop.wait(REPORT_EVERY if ready else 0.02):
+            if worker.ready or ready:
+                ready = worker.ready
+                try:
+                    pipe.write(msgspec.json.encode(Report(ready=ready)) + b"\n")
+                except BrokenPipeError:
+                    return
+
+
+def _metrics() -> list[Middleware]:
+    try:
+        return [load("middleware", "metrics").Metrics()]
+    except ConfigurationError:  # the extra is not installed: the supervisor's /metrics says so
+        return []
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

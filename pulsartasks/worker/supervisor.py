@@ -1,0 +1,222 @@
+"""The worker's first process: starts the children, replaces those that die, and stops them on a signal.
+
+It never touches the broker, so nothing that a task does can hang it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from pulsartasks.retry import backoff
+from pulsartasks.worker.child import CANNOT_START, ChildOptions, Report
+
+STABLE_AFTER = 30.0
+"""Seconds after which a child counts as having started well, so its next death is replaced at once."""
+LAST_GRACE = 5.0
+"""Seconds beyond the grace that a child has to close its connections."""
+
+_log = structlog.get_logger("pulsartasks")
+_decode_report = msgspec.json.Decoder(Report).decode
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What ``pulsartasks worker`` was told."""
+
+    app: str
+    concurrency: int = 1
+    processes: int = 1
+    topics: Sequence[str] | None = None
+    log_level: str = "info"
+    grace: float = 30.0
+    """Seconds that running tasks have to finish after SIGTERM."""
+
+
+@dataclass(slots=True)
+class _Child:
+    """A place for one process, and the process in it."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    reports: int = -1
+    started: float = 0.0
+    deaths: int = 0
+    """In a row, without a stable run between."""
+    restart_at: float = 0.0
+    ready: bool = False
+    was_ready: bool = False
+    unread: bytes = field(default=b"", repr=False)
+
+
+class Supervisor:
+    """Runs the children until a signal; `run` gives the exit status."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self._options = options
+        self._children = [_Child(number) for number in range(options.processes)]
+        self._selector = selectors.DefaultSelector()
+        self._signals = 0
+        self._status = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether at least one child runs."""
+        return any(child.process is not None for child in self._children)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every child consumes all its subscriptions, or stands by for them."""
+        return all(child.ready for child in self._children)
+
+    def run(self) -> int:
+        """Start the children and keep them until SIGTERM or SIGINT; a second signal stops now, unfinished work goes elsewhere."""
+        with self._caught_signals():
+            while not self._signals:
+                self._start_due()
+                self._wait(self._next_start())
+                self._bury()
+            self._stop()
+        return self._status
+
+    # Children
+
+    def _start_due(self) -> None:
+        for child in self._children:
+            if child.process is None and child.restart_at <= time.monotonic():
+                self._start(child)
+
+    def _start(self, child: _Child) -> None:
+        reading, writing = os.pipe()
+        options = ChildOptions(
+            app=self._options.app,
+            concurrency=self._options.concurrency,
+            topics=None if self._options.topics is None else list(self._options.topics),
+            log_level=self._options.log_level,
+            grace=self._options.grace,
+            report_to=writing,
+        )
+        child.process = subprocess.Popen(
+            [sys.executable, "-m", "pulsartasks.worker.child", msgspec.json.encode(options).decode()],
+            stdin=subprocess.PIPE,
+            pass_fds=[writing],
+        )
+        os.close(writing)
+        os.set_blocking(reading, False)
+        child.reports, child.started, child.ready, child.unread = reading, time.monotonic(), False, b""
+        self._selector.register(reading, selectors.EVENT_READ, child)
+        _log.info("process.started", number=child.number, pid=child.process.pid)
+
+    def _bury(self) -> None:
+        for child in self._children:
+            if child.process is not None and child.process.poll() is not None:
+                self._remove(child, child.process)
+
+    def _remove(self, child: _Child, process: subprocess.Popen[bytes]) -> None:
+        status = process.returncode
+        self._selector.unregister(child.reports)
+        os.close(child.reports)
+        if process.stdin is not None:
+            process.stdin.close()
+        child.process, child.ready = None, False
+        _forget_metrics(process.pid)
+        if self._signals:
+            return
+        if status == CANNOT_START and not child.was_ready:
+            self._status, self._signals = CANNOT_START, 1
+            return
+        stable = time.monotonic() - child.started > STABLE_AFTER
+        delay = 0.0 if stable else backoff(child.deaths, factor=0.25, maximum=30.0)
+        child.deaths = 0 if stable else child.deaths + 1
+        child.restart_at = time.monotonic() + delay
+        _log.error("process.died", number=child.number, pid=process.pid, status=status, restart_in=delay)
+
+    def _stop(self) -> None:
+        _log.info("worker.stopping", grace=self._options.grace)
+        for child in self._children:
+            if child.process is not None and child.process.stdin is not None:
+                child.process.stdin.close()
+        deadline = time.monotonic() + self._options.grace + LAST_GRACE
+        while self.alive and self._signals < 2 and time.monotonic() < deadline:
+            self._wait(deadline)
+            self._bury()
+        for child in self._children:
+            if child.process is not None:
+                _log.warning("process.killed", number=child.number, pid=child.process.pid)
+                child.process.kill()
+                child.process.wait()
+                self._remove(child, child.process)
+        _log.info("worker.stopped")
+
+    # Waiting
+
+    def _next_start(self) -> float:
+        return min([c.restart_at for c in self._children if c.process is None], default=float("inf"))
+
+    def _wait(self, until: float) -> None:
+        """Sleep until something happens: a report, a death (its pipe ends), a signal, or the instant `until`."""
+        timeout = None if until == float("inf") else max(0.0, until - time.monotonic())
+        for key, _ in self._selector.select(timeout):
+            if isinstance(key.data, _Child):
+                self._read(key.data)
+            else:
+                with contextlib.suppress(BlockingIOError):
+                    key.data.recv(4096)
+
+    def _read(self, child: _Child) -> None:
+        received = os.read(child.reports, 65_536)
+        if not received and child.process is not None:
+            # The pipe ends a moment before the process does, which is then a matter of microseconds.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(1.0)
+            return
+        *lines, child.unread = (child.unread + received).split(b"\n")
+        for line in lines:
+            ready = _decode_report(line).ready
+            if ready and not child.was_ready:
+                _log.info("process.ready", number=child.number)
+            child.ready = ready
+            child.was_ready = child.was_ready or ready
+
+    @contextmanager
+    def _caught_signals(self) -> Iterator[None]:
+        """Count SIGTERM and SIGINT; each also ends a `select` that waits, by a byte in a socket."""
+        reading, writing = socket.socketpair()
+        for end in (reading, writing):
+            end.setblocking(False)
+        self._selector.register(reading, selectors.EVENT_READ, reading)
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        wakeup = signal.set_wakeup_fd(writing.fileno())
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._selector.close()
+            reading.close()
+            writing.close()
+
+    def _on_signal(self, *_: object) -> None:
+        self._signals += 1
+
+
+def _forget_metrics(pid: int) -> None:
+    """Drop the dead process's gauges; its counts stay."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        with contextlib.suppress(ImportError):
+            from prometheus_client.multiprocess import mark_process_dead
+
+            mark_process_dead(pid)
