@@ -1,0 +1,207 @@
+"""The Pulsar adapter of the broker port: topics and subscriptions, and the things that are opened on them."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import weakref
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import pulsar
+
+from pulsartasks.brokers.base import Broker, Consumer, Reader, Subscription
+from pulsartasks.brokers.pulsar.admin import Admin, AdminRefusedError
+from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
+from pulsartasks.brokers.pulsar.consumer import PulsarConsumer
+from pulsartasks.brokers.pulsar.errors import translated
+from pulsartasks.brokers.pulsar.publisher import Publisher
+from pulsartasks.brokers.pulsar.reader import PulsarReader, milliseconds
+from pulsartasks.brokers.pulsar.settings import PulsarSettings
+from pulsartasks.errors import BrokerUnavailableError, PulsarTasksError, SubscriptionBusyError
+from pulsartasks.message import Publication
+from pulsartasks.options import Mode, Start
+from pulsartasks.topics import is_persistent
+
+_TYPES: dict[Mode, Any] = {
+    "shared": pulsar.ConsumerType.Shared,
+    "exclusive": pulsar.ConsumerType.Exclusive,
+    "failover": pulsar.ConsumerType.Failover,
+    "key_shared": pulsar.ConsumerType.KeyShared,
+}
+_POSITIONS: dict[Start, Any] = {
+    "earliest": pulsar.InitialPosition.Earliest,
+    "latest": pulsar.InitialPosition.Latest,
+}
+_NON_PERSISTENT_QUEUE = 1_000
+"""What a non-persistent topic buffers at least: the consumer's queue is all it has, and what does not fit is lost."""
+_READER_QUEUE = 100
+_BUSY_FOR = 2.0
+"""Seconds for which a busy subscription is tried again: somebody who declares it holds it for a moment."""
+_BUSY_PAUSE = 0.1
+_ARRIVAL = 1_000
+"""Milliseconds after which nothing more is there that could be trimmed."""
+
+_Opened = TypeVar("_Opened", bound="Consumer | Reader")
+
+
+class PulsarBroker(Broker):
+    """One process's connection to a Pulsar cluster."""
+
+    def __init__(self, settings: PulsarSettings) -> None:
+        self._connection = Connection(settings)
+        self._admin = Admin(settings)
+        self._publisher = Publisher(self._connection)
+        self._lock = threading.Lock()
+        self._opened: set[Consumer | Reader] = set()
+        # A process that ends without `close` would lose the acknowledgements of its last 0.1 s.
+        weakref.finalize(self, self._connection.close)
+
+    def __repr__(self) -> str:
+        return f"PulsarBroker({self._connection.settings.service_url!r})"
+
+    def declare(
+        self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"
+    ) -> None:
+        self._connection.check()
+        if not is_persistent(topic):
+            return  # it stores nothing: neither topic nor subscription outlives its clients
+        if partitions:
+            self._divide(topic, partitions)
+        for subscription in subscriptions:
+            self._create_subscription(topic, subscription, start)
+
+    def publish_many(
+        self, publications: Sequence[Publication], *, timeout: float = 30.0
+    ) -> list[str | PulsarTasksError]:
+        return self._publisher.publish_many(publications, timeout=timeout)
+
+    def subscribe(self, subscription: Subscription) -> Consumer:
+        deadline = time.monotonic() + _BUSY_FOR
+        while True:
+            try:
+                consumer = self._subscribe(
+                    list(dict.fromkeys(subscription.topics)),
+                    subscription.name,
+                    consumer_type=_TYPES[subscription.mode],
+                    receiver_queue_size=self._queue_size(subscription),
+                    initial_position=_POSITIONS[subscription.start],
+                )
+            except SubscriptionBusyError:  # noqa: PERF203
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_BUSY_PAUSE)
+            else:
+                return self._remember(PulsarConsumer(self._connection, consumer, self._forget))
+
+    def read(self, topic: str, *, since: float | None = None) -> Reader:
+        start = pulsar.MessageId.latest
+        if since is not None and is_persistent(topic):
+            start = pulsar.MessageId.earliest
+        with translated(f"read {topic}"):
+            reader = self._consuming().create_reader(
+                topic, start, receiver_queue_size=_READER_QUEUE if is_persistent(topic) else _NON_PERSISTENT_QUEUE
+            )
+            if start is pulsar.MessageId.earliest:
+                reader.seek(milliseconds(since))
+        return self._remember(PulsarReader(self._connection, reader, self._forget, since=since))
+
+    def trim(self, topic: str, subscription: str, *, before: float) -> None:
+        for partition in self._partitions(topic):
+            self._trim_partition(partition, subscription, before)
+
+    def close(self) -> None:
+        with self._lock:
+            opened, self._opened = self._opened, set()
+        run_within(CLOSE_TIMEOUT, partial(_close_all, opened))
+        if not self._connection.inherited:
+            self._publisher.close()
+        self._connection.close()
+
+    def _divide(self, topic: str, partitions: int) -> None:
+        """Make the topic with so many partitions, which only the admin interface can."""
+        try:
+            self._admin.create_partitions(topic, partitions)
+        except (BrokerUnavailableError, AdminRefusedError):
+            if self._partitions(topic) == [topic]:
+                raise
+
+    def _create_subscription(self, topic: str, subscription: str, start: Start) -> None:
+        try:
+            self._admin.create_subscription(topic, subscription, start)
+        except (BrokerUnavailableError, AdminRefusedError):
+            # No such interface, or no right to use it: the protocol itself says what may be done, and why not.
+            self._subscribe_for_a_moment(topic, subscription, start)
+
+    def _subscribe_for_a_moment(self, topic: str, subscription: str, start: Start) -> None:
+        """Make a subscription by using it; whoever holds it meanwhile in another mode tries again."""
+        try:
+            consumer = self._subscribe(
+                [topic],
+                subscription,
+                consumer_type=pulsar.ConsumerType.Exclusive,
+                receiver_queue_size=1,
+                initial_position=_POSITIONS[start],
+            )
+        except SubscriptionBusyError:
+            return  # it exists and is in use
+        run_within(CLOSE_TIMEOUT, consumer.close)
+
+    def _trim_partition(self, topic: str, subscription: str, before: float) -> None:
+        try:
+            self._admin.expire(topic, subscription, before)
+        except (BrokerUnavailableError, AdminRefusedError):
+            self._acknowledge_up_to(topic, subscription, before)
+
+    def _acknowledge_up_to(self, topic: str, subscription: str, before: float) -> None:
+        """Trim as any consumer may: by reading what is too old."""
+        consumer = self._subscribe(
+            [topic],
+            subscription,
+            consumer_type=pulsar.ConsumerType.Exclusive,
+            initial_position=pulsar.InitialPosition.Earliest,
+        )
+        try:
+            with translated(f"trim {topic}"):
+                while (message := consumer.receive(_ARRIVAL)).publish_timestamp() < milliseconds(before):
+                    consumer.acknowledge(message)
+        except BrokerUnavailableError as error:
+            if not isinstance(error.__cause__, pulsar.Timeout):  # which here means the end of the topic
+                raise
+        finally:
+            run_within(CLOSE_TIMEOUT, consumer.close)
+
+    def _subscribe(self, topics: list[str], subscription: str, **options: Any) -> Any:
+        with translated(f"subscribe {subscription} to {', '.join(topics)}"):
+            return self._consuming().subscribe(topics[0] if len(topics) == 1 else topics, subscription, **options)
+
+    def _queue_size(self, subscription: Subscription) -> int:
+        """Each topic and partition has a queue of its own; together they are to hold about what was asked for."""
+        if not all(is_persistent(topic) for topic in subscription.topics):
+            return max(subscription.prefetch, _NON_PERSISTENT_QUEUE)
+        queues = sum(len(self._partitions(topic)) for topic in subscription.topics)
+        return max(1, math.ceil(subscription.prefetch / queues))
+
+    def _partitions(self, topic: str) -> list[str]:
+        """The names of the topic's partitions; its own alone if it has none."""
+        with translated(f"look up {topic}"):
+            return list(self._consuming().get_topic_partitions(topic))
+
+    def _consuming(self) -> Any:
+        return self._connection.consuming()
+
+    def _remember(self, opened: _Opened) -> _Opened:
+        with self._lock:
+            self._opened.add(opened)
+        return opened
+
+    def _forget(self, closed: Consumer | Reader) -> None:
+        with self._lock:
+            self._opened.discard(closed)
+
+
+def _close_all(opened: Collection[Consumer | Reader]) -> None:
+    for each in opened:
+        each.close()

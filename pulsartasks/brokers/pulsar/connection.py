@@ -1,0 +1,147 @@
+"""The clients of one process: made when first needed, never used across a fork, ended within a bound."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pulsar
+
+from pulsartasks.brokers.pulsar.errors import translated
+from pulsartasks.brokers.pulsar.settings import PulsarSettings
+from pulsartasks.errors import BrokerError, ClosedError
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that closing one thing may take; a broker that does not answer is left to find out by itself."""
+
+
+class Connection:
+    """Two clients, since a publish that the broker rejects shakes its client's connection, and all consumers on it."""
+
+    def __init__(self, settings: PulsarSettings) -> None:
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._clients: dict[str, Any] = {}
+        self._handles: set[Any] = set()
+        self._pid: int | None = None
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process was forked off the one that opened it, so that no call into the client would return."""
+        return self._pid is not None and self._pid != os.getpid()
+
+    def publishing(self) -> Any:
+        """The `pulsar.Client` that publishes."""
+        return self._client("publishing")
+
+    def consuming(self) -> Any:
+        """The `pulsar.Client` that consumes, reads and looks up."""
+        return self._client("consuming")
+
+    def check(self) -> None:
+        """Refuse to go on after `close`, and in a forked child, where a call into the client would hang for ever."""
+        if self.inherited:
+            raise BrokerError(
+                f"this broker was opened by process {self._pid} and cannot be used after a fork; "
+                "open one in the child, or fork before the first publish or subscribe"
+            )
+        if self._closed:
+            raise ClosedError("the broker was closed")
+
+    def keep(self, handle: Any) -> Any:
+        """Hold a producer, consumer or reader until `forget`, so that a forked child does not destroy its copy."""
+        with self._lock:
+            self._handles.add(handle)
+        return handle
+
+    def forget(self, handle: Any) -> None:
+        with self._lock:
+            self._handles.discard(handle)
+
+    def close(self) -> None:
+        """End the clients; what still waits for them is told so. Idempotent, and harmless in a forked child."""
+        if self.inherited:
+            return
+        with self._lock:
+            self._closed = True
+            clients, self._clients = self._clients, {}
+        for client in clients.values():
+            run_within(CLOSE_TIMEOUT, client.close)
+        with self._lock:
+            self._handles.clear()
+        if clients:
+            _make_mortal(self._handles)
+
+    def _client(self, role: str) -> Any:
+        self.check()
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the broker was closed")
+            if role not in self._clients:
+                if self._pid is None:
+                    self._pid = os.getpid()
+                    _make_immortal(self._handles)
+                self._clients[role] = self._open()
+                self._handles.add(self._clients[role])
+            return self._clients[role]
+
+    def _open(self) -> Any:
+        settings = self.settings
+        with translated(f"open {settings.service_url}"):
+            return pulsar.Client(
+                settings.service_url,
+                authentication=_authentication(settings),
+                operation_timeout_seconds=settings.operation_timeout,
+                tls_trust_certs_file_path=settings.tls_ca,
+                tls_validate_hostname=settings.tls_validate_hostname,
+                tls_certificate_file_path=settings.tls_cert,
+                tls_private_key_file_path=settings.tls_key,
+                # A Python logger makes the client's threads fight for the GIL and aborts the process at exit; the
+                # default one and ConsoleLogger write to stdout.
+                logger=pulsar.FileLogger(pulsar.LoggerLevel.Warn, settings.client_log),
+            )
+
+
+def run_within(seconds: float, function: Callable[[], object]) -> bool:
+    """Run what may hang when the broker is away; True if it came to its end within `seconds`."""
+    thread = threading.Thread(target=_ignoring_errors, args=(function,), name="pulsartasks-close", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def _ignoring_errors(function: Callable[[], object]) -> None:
+    with suppress(pulsar.PulsarException, ValueError):  # closed already, or the connection is gone
+        function()
+
+
+def _authentication(settings: PulsarSettings) -> Any:
+    if settings.token_file:
+        return pulsar.AuthenticationToken(settings.read_token)  # asked for every connection
+    if settings.token:
+        return pulsar.AuthenticationToken(settings.token)
+    if settings.tls_cert:
+        return pulsar.AuthenticationTLS(settings.tls_cert, settings.tls_key)
+    return None
+
+
+# In a forked child even the destructor of a client hangs, for it waits for threads that were not forked
+# (https://github.com/apache/pulsar-client-python/issues/127), and the interpreter runs destructors at exit. So a child
+# must never free what it inherited: the set that holds it has one reference too many until the clients are closed.
+
+
+def _make_immortal(handles: set[Any]) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(handles))
+
+
+def _make_mortal(handles: set[Any]) -> None:
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(handles))

@@ -1,0 +1,148 @@
+"""One consumer of Pulsar: a message becomes a delivery, and is given out once though the broker may send it again."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pulsar
+
+from pulsartasks.brokers.base import Consumer, Delivery
+from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
+from pulsartasks.errors import ClosedError
+from pulsartasks.topics import is_persistent
+
+WAIT = 500
+"""Milliseconds of the longest single wait: signal handlers run only between two."""
+_PARTITION = re.compile(r"-partition-\d+$")
+_REMEMBERED = 10_000
+"""How many finished messages are remembered at least, per consumer."""
+
+
+class PulsarConsumer(Consumer):
+    """A consumer whose `receive` and `acknowledge` cost little more than the client's own."""
+
+    def __init__(self, connection: Connection, consumer: Any, on_close: Callable[[PulsarConsumer], None]) -> None:
+        self._connection = connection
+        self._consumer = connection.keep(consumer)
+        self._on_close = on_close
+        self._names = TopicNames()
+        self._progress = Progress()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def receive(self, timeout: float) -> Delivery | None:
+        deadline = time.monotonic() + timeout
+        wait = min(int(timeout * 1000) or 1, WAIT)
+        while True:
+            self._connection.check()
+            try:
+                message = self._consumer.receive(wait)
+            except pulsar.Timeout:
+                message = None
+            except pulsar.AlreadyClosed:
+                raise ClosedError("the consumer was closed") from None
+            except pulsar.Interrupted:  # see errors.translated
+                raise KeyboardInterrupt from None
+            if message is not None and (delivery := self._take(message)) is not None:
+                return delivery
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return None
+            wait = min(int(remaining * 1000) + 1, WAIT)
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        self._progress.finish(delivery.message_id)
+        self._settle(delivery.handle)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._on_close(self)
+        if not self._connection.inherited:
+            run_within(CLOSE_TIMEOUT, self._consumer.close)
+            self._connection.forget(self._consumer)
+
+    @property
+    def connected(self) -> bool:
+        return not self._closed and not self._connection.closed and bool(self._consumer.is_connected())
+
+    def _take(self, message: Any) -> Delivery | None:
+        """The delivery of `message`; None if it is a copy of one that runs or ran here.
+
+        The broker sends all that is not acknowledged again when the connection or the topic moved, also to us who still
+        run it. The copy of a running one is let go: the acknowledgement of the first settles both.
+        """
+        delivery = to_delivery(message, self._names, self)
+        if not is_persistent(delivery.topic):  # sent once or never, and all under the same id
+            return delivery
+        state = self._progress.start(delivery.message_id)
+        if state == "finished":  # its acknowledgement was lost with the connection
+            self._settle(delivery.handle)
+        return delivery if state == "new" else None
+
+    def _settle(self, message_id: Any) -> None:
+        try:  # noqa: SIM105 - suppress() costs as much as what it would wrap
+            self._consumer.acknowledge(message_id)
+        except pulsar.PulsarException:
+            pass  # not connected or closed: the message comes again
+
+
+class Progress:
+    """Which messages run here, and which ran lately."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[str] = set()
+        # Two generations, the older dropped as a whole: as cheap as a set, bounded, and nothing young is forgotten.
+        self._finished: set[str] = set()
+        self._finished_earlier: set[str] = set()
+
+    def start(self, message_id: str) -> str:
+        """Note that the message starts to run, if it is ``new``; else it is ``running`` or ``finished``."""
+        with self._lock:
+            if message_id in self._running:
+                return "running"
+            if message_id in self._finished or message_id in self._finished_earlier:
+                return "finished"
+            self._running.add(message_id)
+            return "new"
+
+    def finish(self, message_id: str) -> None:
+        with self._lock:
+            self._running.discard(message_id)
+            self._finished.add(message_id)
+            if len(self._finished) >= _REMEMBERED:
+                self._finished, self._finished_earlier = set(), self._finished
+
+
+class TopicNames(dict[str, str]):
+    """The topic of each name that a message bears, which on a partitioned topic is its partition's."""
+
+    def __missing__(self, name: str) -> str:
+        topic = self[name] = _PARTITION.sub("", name)
+        return topic
+
+
+def to_delivery(message: Any, names: TopicNames, consumer: Consumer) -> Delivery:
+    message_id = message.message_id()
+    return Delivery(
+        names[message.topic_name()],
+        message_id_text(message_id),
+        message.data(),
+        message.partition_key() or None,
+        message.properties(),
+        message.publish_timestamp() / 1000,
+        consumer,
+        message_id,
+    )
+
+
+def message_id_text(message_id: Any) -> str:
+    """Ledger, entry, partition and place in the batch, e.g. ``17:4:-1:-1``."""
+    return str(message_id)[1:-1].replace(",", ":")
