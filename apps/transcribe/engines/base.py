@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from apps.transcribe.audio import Samples
+from pulsartasks.errors import ConfigurationError
 
 BEAMS = 5
 """Hypotheses followed at once: 5.4 wrong words in a hundred, for about twice the time of greedy decoding, with 7.1."""
@@ -14,7 +15,7 @@ NO_SPEECH = 0.6
 """A stretch that the model more probably than this thinks is no speech is dropped: in silence it hears " you"."""
 
 
-class EngineError(Exception):
+class EngineError(ConfigurationError):
     """A setting is wrong or a model is not usable; the message says which and why."""
 
 
