@@ -3,8 +3,6 @@ ENGINE ?= openai
 ARGS ?=
 SOURCES = pulsartasks apps tools tests setup.py
 
-export PYTHONPATH := $(CURDIR)
-
 .PHONY: help run reset test test-pulsar check format bench lock
 
 help: ## this list
