@@ -198,7 +198,11 @@ class Relay:
         self._interruptions = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Forward rows until `stop` is set, at most 10 s longer; an absent broker or database is waited for."""
+        """Forward rows until `stop` is set, at most 10 s longer; an absent broker or database is waited for.
+
+        Raises:
+            ConfigurationError: the database is SQLite in memory, which other connections cannot see.
+        """
         with self._hearing_commits():
             while not stop.is_set():
                 self._attend(stop)
@@ -213,7 +217,8 @@ class Relay:
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
             delay = backoff(self._interruptions, factor=POLL, maximum=LONGEST_REST)
             self._interruptions += 1
-            _log.warning("outbox.interrupted", outbox=self._outbox.name, error=str(error), delay=delay)
+            said = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+            _log.warning("outbox.interrupted", outbox=self._outbox.name, error=str(said), delay=delay)
             stop.wait(delay)
 
     def _look(self, connection: sa.Connection, shards: Collection[int], stop: threading.Event) -> None:
@@ -238,10 +243,12 @@ class Relay:
         resting = [topic for topic, rest in self._resting.items() if rest.until > time.monotonic()]
         query = (
             sa.select(columns.id, columns.topic, columns.value, columns.key, columns.properties, columns.deliver_at)
-            .where(columns.error.is_(None), columns.shard.in_(shards), columns.topic.not_in(resting))
+            .where(columns.error.is_(None), columns.shard.in_(shards))
             .order_by(columns.id)
             .limit(BATCH)
         )
+        if resting:
+            query = query.where(columns.topic.not_in(resting))
         with connection.begin():
             return [_Row(row_id, Publication(*fields)) for row_id, *fields in connection.execute(query)]
 
@@ -332,7 +339,7 @@ def _claim_in_postgresql(outbox: Outbox, connection: sa.Connection) -> Iterator[
     connection.detach()
     with connection.begin():  # the server notices within half a minute that a relay's machine is gone
         for setting, value in (("idle", "10"), ("interval", "5"), ("count", "4")):
-            connection.execute(sa.select(sa.func.set_config(f"tcp_keepalives_{setting}", value, False)))  # noqa: FBT003
+            connection.execute(sa.select(sa.func.set_config(f"tcp_keepalives_{setting}", value, False)))
     family = _stable_hash(f"{outbox.table.fullname}.relay", signed=True)
     held: set[int] = set()
     next_try = 0.0
@@ -358,9 +365,8 @@ def _claim_in_sqlite(outbox: Outbox, connection: sa.Connection) -> Iterator[Call
     with connection.begin():
         database = connection.execute(sa.text("PRAGMA database_list")).first()
     path = database[2] if database else ""
-    if not path:  # in memory, where no other process is
-        yield lambda: range(outbox.shards)
-        return
+    if not path:
+        raise ConfigurationError(f"outbox {outbox.name!r}: a relay needs a database in a file, not one in memory")
     with open(f"{path}-{outbox.name}.lock", "a") as file:  # noqa: PTH123 - the database's name with a suffix
         held = False
 

@@ -1,0 +1,607 @@
+"""What the outbox promises, on real SQLite and real PostgreSQL, with the embedded broker and a real Pulsar."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from structlog.testing import capture_logs
+
+from pulsartasks import PulsarTasks, Topic
+from pulsartasks.brokers.base import MAX_MESSAGE_SIZE, Consumer, Subscription
+from pulsartasks.contrib import sqlalchemy as contrib
+from pulsartasks.contrib.sqlalchemy import BATCH, Outbox, Relay
+from pulsartasks.errors import (
+    AuthorizationError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    InvalidArgumentsError,
+    PulsarTasksError,
+)
+from pulsartasks.message import TASK_ID
+from tests.services import CHECKOUT, PulsarServer, free_ports, wait_until
+
+READER = "reader"
+
+
+class Order(msgspec.Struct, frozen=True):
+    key: str | None
+    number: int
+    text: str = ""
+
+
+class FailingApp(PulsarTasks):
+    """An app that cannot reach some of its topics."""
+
+    def __init__(self, name: str, broker: str) -> None:
+        super().__init__(name, broker)
+        self.failures: dict[str, PulsarTasksError] = {}
+        self.attempts = 0
+
+    def declare(self, topic: str) -> None:
+        if topic in self.failures:
+            self.attempts += 1
+            raise self.failures[topic]
+        super().declare(topic)
+
+
+class Shop:
+    """A small application: a database with an outbox, an event topic, and somebody who reads it."""
+
+    def __init__(self, database_url: str, broker_url: str) -> None:
+        self.database_url = database_url
+        self.broker_url = broker_url
+        self.metadata = sa.MetaData()
+        self.outbox = Outbox(self.metadata)
+        self.engine = sa.create_engine(database_url)
+        self.app = FailingApp("shop", broker_url)
+        self.ordered = self.add_topic("shop.ordered")
+        self._consumers: dict[str, Consumer] = {}
+
+    def add_topic(self, name: str) -> Topic[Order]:
+        return self.app.topic(name, schema=Order, key=lambda order: order.key, subscriptions=[READER])
+
+    def send(self, *orders: Order, topic: Topic[Order] | None = None) -> None:
+        """Commits orders in one transaction."""
+        with Session(self.engine) as session, session.begin():
+            for order in orders:
+                self.outbox.add(session, (topic or self.ordered).s(order))
+
+    def receive(self, count: int, topic: Topic[Order] | None = None) -> list[Order]:
+        """Waits until `count` different orders arrived; gives all that did, in their order and repeated ones too."""
+        arrived: list[Order] = []
+        consumer = self._consumer(topic or self.ordered)
+
+        def enough() -> bool:
+            while delivery := consumer.receive(0.05):
+                arrived.append(msgspec.json.decode(delivery.value, type=Order))
+                delivery.acknowledge()
+            return len(set(arrived)) >= count
+
+        try:
+            wait_until(enough, "not all orders arrived", timeout=60)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}: {len(set(arrived))} of {count}") from None
+        return arrived
+
+    def rows(self) -> Sequence[sa.Row[Any]]:
+        with self.engine.connect() as connection:
+            return connection.execute(sa.select(self.outbox.table).order_by(self.outbox.table.c.id)).all()
+
+    def count_rows(self) -> int:
+        with self.engine.connect() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(self.outbox.table)) or 0
+
+    def wait_until_empty(self) -> None:
+        wait_until(lambda: self.count_rows() == 0, "rows are left in the outbox")
+
+    def relay(self, engine: sa.Engine | None = None) -> Relay:
+        return self.outbox.relay(self.app, engine or self.engine)
+
+    def close(self) -> None:
+        for consumer in self._consumers.values():
+            consumer.close()
+        self.app.close()
+        self.engine.dispose()
+
+    def _consumer(self, topic: Topic[Order]) -> Consumer:
+        if topic.name not in self._consumers:
+            self.app.declare(topic.full_name)
+            wanted = Subscription((topic.full_name,), READER, mode="exclusive", prefetch=100)
+            self._consumers[topic.name] = self.app.broker.subscribe(wanted)
+        return self._consumers[topic.name]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/shop.db" if request.param == "sqlite" else request.getfixturevalue("postgres")
+
+
+@pytest.fixture
+def broker_url(tmp_path: Path) -> str:
+    return f"local://{tmp_path}/broker.db"
+
+
+@pytest.fixture
+def shop(database_url: str, broker_url: str) -> Iterator[Shop]:
+    yield from _open(Shop(database_url, broker_url))
+
+
+@pytest.fixture
+def postgres_shop(postgres: str, broker_url: str) -> Iterator[Shop]:
+    yield from _open(Shop(postgres, broker_url))
+
+
+def _open(shop: Shop) -> Iterator[Shop]:
+    shop.metadata.create_all(shop.engine)
+    yield shop
+    shop.close()
+
+
+@contextmanager
+def running(*relays: Relay) -> Iterator[threading.Event]:
+    """The relays at work in threads; on leaving, they stop in time and without an error."""
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def run(relay: Relay) -> None:
+        try:
+            relay.run(stop)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=run, args=(relay,)) for relay in relays]
+    for thread in threads:
+        thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert failures == []
+
+
+def orders(count: int, keys: int = 5, start: int = 0) -> list[Order]:
+    return [Order(f"key-{number % keys}", number) for number in range(start, start + count)]
+
+
+def numbers_by_key(arrived: Sequence[Order]) -> dict[str | None, list[int]]:
+    found: dict[str | None, list[int]] = {}
+    for order in arrived:
+        found.setdefault(order.key, []).append(order.number)
+    return found
+
+
+def test_committed_rows_arrive_and_are_deleted(shop: Shop) -> None:
+    sent = orders(3 * BATCH)
+    shop.send(*sent)
+
+    with running(shop.relay()):
+        arrived = shop.receive(len(sent))
+        shop.wait_until_empty()
+
+    assert Counter(arrived) == Counter(sent)
+
+
+def test_rolled_back_rows_never_arrive(shop: Shop) -> None:
+    with Session(shop.engine) as session:
+        shop.outbox.add(session, shop.ordered.s(Order("a", 1)))
+        session.rollback()
+    with Session(shop.engine) as session, session.begin():
+        shop.outbox.add(session, shop.ordered.s(Order("a", 2)))
+        with session.begin_nested() as savepoint:
+            shop.outbox.add(session, shop.ordered.s(Order("a", 3)))
+            savepoint.rollback()
+        shop.outbox.add(session, shop.ordered.s(Order("a", 4)))
+
+    with running(shop.relay()):
+        arrived = shop.receive(2)
+        shop.wait_until_empty()
+
+    assert [order.number for order in arrived] == [2, 4]
+
+
+@pytest.mark.parametrize("kind", ["session", "scoped session", "connection"])
+def test_every_kind_of_synchronous_transaction_will_do(shop: Shop, kind: str) -> None:
+    signature = shop.ordered.s(Order("a", 1))
+    if kind == "connection":
+        with shop.engine.begin() as connection:
+            shop.outbox.add(connection, signature)
+    elif kind == "session":
+        with Session(shop.engine) as session, session.begin():
+            shop.outbox.add(session, signature)
+    else:
+        scoped = scoped_session(sessionmaker(shop.engine))
+        shop.outbox.add(scoped, signature)
+        scoped.commit()
+        scoped.remove()
+
+    with running(shop.relay()):
+        assert shop.receive(1) == [Order("a", 1)]
+
+
+def test_call_is_stored_as_it_would_be_sent(shop: Shop) -> None:
+    @shop.app.task(key=lambda number: f"order-{number}")
+    def pay(number: int) -> None: ...
+
+    with Session(shop.engine) as session, session.begin():
+        task_id = shop.outbox.add(session, pay.using(countdown=3600, headers={"colour": "red"}).s(17))
+
+    (row,) = shop.rows()
+    assert row.topic == pay.topics.delayed
+    assert row.key == "order-17"
+    assert msgspec.json.decode(row.value) == {"args": [17], "kwargs": {}}
+    assert row.properties["colour"] == "red"
+    assert row.properties[TASK_ID] == task_id
+    assert row.deliver_at == pytest.approx(row.created_at.timestamp() + 3600, abs=86_400), "SQLite drops the time zone"
+
+
+def test_event_has_no_task_id(shop: Shop) -> None:
+    with Session(shop.engine) as session:
+        assert shop.outbox.add(session, shop.ordered.s(Order("a", 1))) is None
+
+
+def test_wrong_arguments_are_refused_before_anything_is_stored(shop: Shop) -> None:
+    with Session(shop.engine) as session, session.begin(), pytest.raises(InvalidArgumentsError):
+        shop.outbox.add(session, shop.ordered.s(Order("a", cast("int", "one"))))
+
+    assert shop.rows() == []
+
+
+def test_adding_needs_no_broker(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    for shop in _open(Shop(f"sqlite:///{tmp_path}/shop.db", f"pulsar://127.0.0.1:{port}")):
+
+        @shop.app.task
+        def pay(number: int) -> None: ...
+
+        with Session(shop.engine) as session, session.begin():
+            shop.outbox.add(session, pay.s(17))
+            shop.outbox.add(session, shop.ordered.s(Order("a", 1)))
+
+        assert len(shop.rows()) == 2
+
+
+def test_rows_of_a_key_arrive_in_their_order(shop: Shop) -> None:
+    sent = orders(500, keys=7)
+    with running(shop.relay()):
+        for start in range(0, len(sent), 20):
+            shop.send(*sent[start : start + 20])
+        arrived = shop.receive(len(sent))
+
+    assert numbers_by_key(arrived) == numbers_by_key(sent)
+
+
+def test_rows_of_a_key_arrive_in_the_order_of_the_commits(shop: Shop) -> None:
+    """Every transaction adds its row first, and then queues for the lock that decides when it commits."""
+    counter = sa.Table("counter", sa.MetaData(), sa.Column("value", sa.Integer, nullable=False))
+    counter.create(shop.engine)
+    with shop.engine.begin() as connection:
+        connection.execute(counter.insert().values(value=0))
+    committed: dict[int, int] = {}
+
+    def work(worker: int) -> None:
+        for turn in range(15):
+            number = worker * 1000 + turn
+            with Session(shop.engine) as session, session.begin():
+                shop.outbox.add(session, shop.ordered.s(Order("a", number)))
+                place = session.scalar(counter.update().values(value=counter.c.value + 1).returning(counter.c.value))
+                assert place is not None
+                committed[place] = number
+
+    workers = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+    with running(shop.relay()):
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        arrived = shop.receive(60)
+
+    assert [order.number for order in arrived] == [number for _, number in sorted(committed.items())]
+
+
+def test_transaction_that_began_first_and_commits_last_is_last(postgres_shop: Shop) -> None:
+    shop = postgres_shop
+    with Session(shop.engine) as first, Session(shop.engine) as second:
+        shop.outbox.add(first, shop.ordered.s(Order("a", 1)))
+        shop.outbox.add(second, shop.ordered.s(Order("a", 2)))
+        shop.outbox.add(second, shop.ordered.s(Order("a", 3)))
+        second.commit()
+        first.commit()
+
+    with running(shop.relay()):
+        assert [order.number for order in shop.receive(3)] == [2, 3, 1]
+
+
+def test_many_transactions_over_the_same_keys_do_not_deadlock(postgres_shop: Shop) -> None:
+    """Each adds two keys in an order of its own, and begins with a row that the others want too."""
+    failures: list[BaseException] = []
+
+    def work(worker: int) -> None:
+        try:
+            for turn in range(20):
+                pair = [Order("a", worker * 1000 + turn), Order("b", worker * 1000 + turn)]
+                postgres_shop.send(*(pair if worker % 2 else reversed(pair)))
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    workers = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert failures == []
+    assert postgres_shop.count_rows() == 160
+
+
+def test_row_added_in_this_process_is_relayed_without_waiting_for_the_next_look(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contrib, "POLL", 3600.0)
+    with running(shop.relay()) as stop:
+        shop.send(Order("a", 1))
+        assert shop.receive(1) == [Order("a", 1)]
+        with shop.engine.begin() as connection:
+            shop.outbox.add(connection, shop.ordered.s(Order("a", 2)))
+        assert shop.receive(1) == [Order("a", 2)]
+        stop.set()
+        shop.send(Order("a", 3))
+
+
+def test_rows_of_another_process_are_seen_by_looking(shop: Shop) -> None:
+    """Another engine is as good as another process: nothing is heard of its commits."""
+    other = Shop(shop.database_url, shop.broker_url)
+    with running(shop.relay()):
+        other.send(Order("a", 1))
+        assert shop.receive(1) == [Order("a", 1)]
+    other.close()
+
+
+def test_two_relays_send_each_row_once(shop: Shop) -> None:
+    sent = orders(1000, keys=50)
+    other = sa.create_engine(shop.database_url)
+    with running(shop.relay(), shop.relay(other)):
+        for start in range(0, len(sent), 50):
+            shop.send(*sent[start : start + 50])
+        arrived = shop.receive(len(sent))
+        shop.wait_until_empty()
+    other.dispose()
+
+    assert len(arrived) == len(sent)
+    assert numbers_by_key(arrived) == numbers_by_key(sent)
+
+
+def test_stand_by_takes_over_from_a_relay_that_stops(shop: Shop) -> None:
+    other = sa.create_engine(shop.database_url)
+    with running(shop.relay(other)):
+        with running(shop.relay()):
+            shop.send(Order("a", 1))
+            shop.receive(1)
+        shop.send(Order("a", 2))
+        assert shop.receive(1) == [Order("a", 2)]
+    other.dispose()
+
+
+def test_relay_can_run_again_after_it_stopped(shop: Shop) -> None:
+    relay = shop.relay()
+    for number in range(3):
+        with running(relay):
+            shop.send(Order("a", number))
+            assert shop.receive(1) == [Order("a", number)]
+
+
+def test_relay_killed_before_it_deleted_sends_one_batch_again(shop: Shop) -> None:
+    sent = orders(3 * BATCH)
+    shop.send(*sent)
+    with _relay_process(shop, "dies-before-deletion") as process:
+        assert process.wait(60) == -signal.SIGKILL
+    assert shop.count_rows() == len(sent)
+
+    with running(shop.relay()):
+        arrived = shop.receive(len(sent))
+        shop.wait_until_empty()
+
+    assert Counter(arrived) == Counter(sent + sent[:BATCH])
+
+
+def test_relays_killed_while_they_work_lose_nothing(shop: Shop) -> None:
+    """Three are killed amid a stream of rows, each with a stand-by beside it."""
+    sent: list[Order] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            batch = orders(10, start=len(sent))
+            shop.send(*batch)
+            sent.extend(batch)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    arrived: list[Order] = []
+    kills = 3
+    try:
+        for _ in range(kills):
+            with _relay_process(shop) as process:
+                arrived += shop.receive(30)
+                process.kill()
+    finally:
+        stop.set()
+        worker.join()
+    with running(shop.relay()):
+        shop.wait_until_empty()
+        arrived += shop.receive(len(set(sent) - set(arrived)))
+
+    assert set(arrived) == set(sent)
+    assert len(arrived) - len(sent) <= kills * BATCH
+    first_arrivals = list(dict.fromkeys(arrived))
+    assert numbers_by_key(first_arrivals) == numbers_by_key(sent)
+
+
+def test_rows_wait_for_a_broker_that_is_away(shop: Shop) -> None:
+    shop.app.failures[shop.ordered.full_name] = BrokerUnavailableError("away")
+    sent = orders(2 * BATCH)
+    shop.send(*sent)
+    with capture_logs() as logs, running(shop.relay()):
+        wait_until(lambda: shop.app.attempts >= 3, "no attempts")
+        assert shop.count_rows() == len(sent)
+        shop.app.failures.clear()
+        arrived = shop.receive(len(sent))
+        shop.wait_until_empty()
+
+    assert numbers_by_key(arrived) == numbers_by_key(sent)
+    delays = [entry["delay"] for entry in logs if entry["event"] == "outbox.delayed"]
+    assert delays[:3] == [0.1, 0.2, 0.4]
+
+
+def test_topic_out_of_reach_does_not_hold_up_another(shop: Shop) -> None:
+    paid = shop.add_topic("shop.paid")
+    shop.app.failures[shop.ordered.full_name] = BrokerUnavailableError("away")
+    shop.send(*orders(2 * BATCH))
+    shop.send(*orders(10), topic=paid)
+
+    with running(shop.relay()):
+        assert len(shop.receive(10, topic=paid)) == 10
+        assert shop.count_rows() == 2 * BATCH
+
+
+def test_row_that_is_too_large_is_parked_and_the_next_goes_on(shop: Shop) -> None:
+    shop.send(Order("a", 1), Order("a", 2, text="x" * MAX_MESSAGE_SIZE), Order("a", 3))
+
+    with capture_logs() as logs, running(shop.relay()):
+        assert [order.number for order in shop.receive(2)] == [1, 3]
+        wait_until(lambda: shop.count_rows() == 1, "rows are left in the outbox")
+
+    (row,) = shop.rows()
+    assert row.error.startswith("MessageTooLargeError: ")
+    (entry,) = [entry for entry in logs if entry["event"] == "outbox.parked"]
+    assert (entry["log_level"], entry["row"], entry["topic"]) == ("error", row.id, shop.ordered.full_name)
+
+
+def test_refused_row_is_parked_until_it_is_released(shop: Shop) -> None:
+    shop.app.failures[shop.ordered.full_name] = AuthorizationError("may not produce")
+    shop.send(Order("a", 1))
+
+    with running(shop.relay()):
+        wait_until(lambda: shop.rows()[0].error is not None, "not parked")
+        assert shop.rows()[0].error == "AuthorizationError: may not produce"
+        shop.app.failures.clear()
+        with Session(shop.engine) as session, session.begin():
+            assert shop.outbox.release(session) == 1
+        assert shop.receive(1) == [Order("a", 1)]
+
+
+def test_relay_survives_a_database_that_cuts_its_connections(postgres_shop: Shop) -> None:
+    shop = postgres_shop
+    cut = sa.text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> :me"
+    )
+    with running(shop.relay(sa.create_engine(shop.database_url, poolclass=sa.NullPool))):
+        for number in range(3):
+            shop.send(Order("a", number))
+            assert Order("a", number) in shop.receive(1)
+            with shop.engine.begin() as connection:
+                me = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+                connection.execute(cut, {"me": me})
+            shop.engine.dispose()
+
+
+def test_tables_that_are_made_later_are_waited_for(database_url: str, broker_url: str) -> None:
+    shop = Shop(database_url, broker_url)
+    with capture_logs() as logs, running(shop.relay()):
+        wait_until(lambda: any(entry["event"] == "outbox.interrupted" for entry in logs), "no complaint")
+        shop.metadata.create_all(shop.engine)
+        shop.send(Order("a", 1))
+        assert shop.receive(1) == [Order("a", 1)]
+    shop.close()
+
+
+def test_database_in_memory_is_refused(broker_url: str) -> None:
+    shop = Shop("sqlite://", broker_url)
+
+    with pytest.raises(ConfigurationError, match="a database in a file"):
+        shop.relay().run(threading.Event())
+
+
+def test_rows_without_a_key_are_spread_and_a_key_stays_in_its_shard(shop: Shop) -> None:
+    shop.send(*(Order(None, number) for number in range(8)), *(Order("a", number) for number in range(8)))
+
+    rows = shop.rows()
+    assert {row.shard for row in rows if row.key is None} == set(range(shop.outbox.shards))
+    assert len({row.shard for row in rows if row.key == "a"}) == 1
+
+
+def test_other_databases_are_refused_at_start(shop: Shop) -> None:
+    engine = cast("sa.Engine", sa.create_mock_engine("mysql+pymysql://", executor=lambda *_: None))
+
+    with pytest.raises(ConfigurationError, match="postgresql or sqlite, not from mysql"):
+        shop.outbox.relay(shop.app, engine)
+
+
+def test_outbox_needs_a_shard() -> None:
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        Outbox(sa.MetaData(), shards=0)
+
+
+def test_rows_wait_for_a_pulsar_that_is_down(postgres: str, pulsar_server: PulsarServer) -> None:
+    for shop in _open(Shop(postgres, pulsar_server.service_url)):
+        before, while_away = orders(10), orders(2 * BATCH, start=10)
+        shop.send(*before)
+        with capture_logs() as logs, running(shop.relay()):
+            arrived = shop.receive(len(before))
+            pulsar_server.stop()
+            shop.send(*while_away)
+            wait_until(lambda: any(entry["event"] == "outbox.delayed" for entry in logs), "no attempt")
+            assert shop.count_rows() == len(while_away)
+            pulsar_server.start()
+            arrived += shop.receive(len(while_away))
+            shop.wait_until_empty()
+
+        first_arrivals = list(dict.fromkeys(arrived))
+        assert numbers_by_key(first_arrivals) == numbers_by_key(before + while_away)
+
+
+@contextmanager
+def _relay_process(shop: Shop, *how: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A relay in a process of its own, that ends with the block at the latest."""
+    command = [sys.executable, __file__, shop.database_url, shop.broker_url, *how]
+    process = subprocess.Popen(command, cwd=CHECKOUT, env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+class _DyingRelay(Relay):
+    """Is killed in the moment between the broker's confirmation and the deletion."""
+
+    def _settle(self, connection: sa.Connection, parked: dict[int, str]) -> None:
+        if self._published:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _relay_in_this_process(database_url: str, broker_url: str, how: str = "") -> None:
+    shop = Shop(database_url, broker_url)
+    kind: Callable[[Outbox, PulsarTasks, sa.Engine], Relay] = _DyingRelay if how else Relay
+    kind(shop.outbox, shop.app, shop.engine).run(threading.Event())
+
+
+if __name__ == "__main__":
+    _relay_in_this_process(*sys.argv[1:])
