@@ -1,7 +1,7 @@
 """Tasks on Apache Pulsar: a decorator maps a function onto a topic and a subscription."""
 
 from pulsartasks.app import PulsarTasks
-from pulsartasks.context import Request, TaskContext
+from pulsartasks.context import TaskContext
 from pulsartasks.errors import (
     AuthenticationError,
     AuthorizationError,
@@ -25,7 +25,7 @@ from pulsartasks.errors import (
     UnknownTaskError,
     UnreadableMessageError,
 )
-from pulsartasks.message import DeadLetter
+from pulsartasks.message import DeadLetter, Request
 from pulsartasks.result import AsyncResult
 from pulsartasks.signature import Signature
 from pulsartasks.task import Task

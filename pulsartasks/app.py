@@ -7,12 +7,12 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args, get_origin, overload
+from typing import Any, Concatenate, Literal, TypeVar, get_args, get_origin, overload
 from urllib.parse import urlsplit
 
-from typing_extensions import Concatenate, ParamSpec, Unpack
+from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks import plugins
 from pulsartasks.brokers.base import Broker, Reader
@@ -38,13 +38,16 @@ _MODULES = {"pulsar+ssl": "pulsar", "memory": "local"}
 class PulsarTasks:
     """An application.
 
-    Nothing is read or opened before it is needed: importing a module with tasks in it touches no broker and no environment.
+    Nothing is read or opened before it is needed: importing a module with tasks in it touches no broker and no
+        environment.
 
     Args:
         name: prefix of its topics, and the default subscription.
         broker: ``local:///path/broker.db``, ``memory://``, ``pulsar://host:6650`` or ``pulsar+ssl://host:6651``;
-            default: the environment variable ``PULSARTASKS_BROKER``, else ``local://`` (``.pulsartasks/broker.db`` here).
-        namespace: TENANT/NAMESPACE of topics given by a short name; default: ``PULSARTASKS_NAMESPACE``, else ``public/default``.
+            default: the environment variable ``PULSARTASKS_BROKER``, else ``local://`` (``.pulsartasks/broker.db``
+                here).
+        namespace: TENANT/NAMESPACE of topics given by a short name; default: ``PULSARTASKS_NAMESPACE``, else
+            ``public/default``.
         result_expires: seconds that results are kept; default: a day.
         middleware: goes around every publish and every attempt, the first one outermost.
     """
@@ -120,14 +123,16 @@ class PulsarTasks:
     def resource(self, factory: Callable[[], Iterator[T]]) -> Callable[[], Iterator[T]]:
         """Have a worker process set up something once, before its first message, and tear it down at its end.
 
-        `factory` is a generator function that yields it; it is handed to every task parameter annotated with that type::
+        `factory` is a generator function that yields it; it is handed to every task parameter annotated with that
+        type::
 
             @app.resource
             def engine() -> Iterator[Engine]:
                 yield load_model()
 
         Raises:
-            ConfigurationError: the return annotation does not say what is yielded, or another resource yields that type.
+            ConfigurationError: the return annotation does not say what is yielded, or another resource yields that
+                type.
         """
         annotation = type_hints(factory).get("return")
         kind = (get_args(annotation) or (None,))[0] if get_origin(annotation) is not None else None
@@ -160,12 +165,8 @@ class PulsarTasks:
 
     @property
     def broker_url(self) -> str:
-        """Where the broker is; set it before the first use, or after `close`."""
+        """Where the broker is."""
         return self._broker_url or os.environ.get("PULSARTASKS_BROKER") or DEFAULT_BROKER
-
-    @broker_url.setter
-    def broker_url(self, url: str | None) -> None:
-        self._broker_url = url
 
     @property
     def broker(self) -> Broker:
@@ -182,7 +183,7 @@ class PulsarTasks:
         return qualify(name, app=self.name, namespace=check_namespace(namespace))
 
     def publish(self, publication: Publication) -> str:
-        """Send one message to its topic, all of whose subscriptions exist by then; gives its id once it is confirmed."""
+        """Send one message to its topic, whose subscriptions exist by then; gives its id once it is confirmed."""
         return wrap_publish(self.middleware, self._publish)(publication)
 
     def publish_many(self, publications: Sequence[Publication]) -> list[str | PulsarTasksError]:
@@ -208,6 +209,17 @@ class PulsarTasks:
     def testing(self) -> AbstractContextManager[Any]:
         """Run this app on a broker in memory with a worker in this process; see `pulsartasks.testing`."""
         return plugins.load("testing", "session").testing(self)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def on_broker(self, url: str) -> Iterator[Broker]:
+        """Use another broker until the block ends. What was open before is closed, and so is what the block opens."""
+        self.close()
+        configured, self._broker_url = self._broker_url, url
+        try:
+            yield self.broker
+        finally:
+            self.close()
+            self._broker_url = configured
 
     def close(self) -> None:
         """Close this process's connection, if there is one; the next use opens another."""

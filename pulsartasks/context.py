@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
 
 import structlog
 
 from pulsartasks.errors import MaxRetriesExceededError, Retry
-from pulsartasks.message import DeadLetter
+from pulsartasks.message import Request
 from pulsartasks.retry import RetryPolicy
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The message behind this run, under Celery's name for it."""
-
-    id: str = ""
-    task: str = ""
-    topic: str = ""
-    """Full name of the topic it was received on."""
-    subscription: str = ""
-    key: str | None = None
-    retries: int = 0
-    """0 in the first attempt."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """All message properties."""
-    published_at: float = 0.0
-    """Seconds since the epoch."""
-    called_directly: bool = True
-    """The function was called as a plain function: there is no message."""
-
-    @property
-    def dead_letter(self) -> DeadLetter | None:
-        """Why the message was given up, when it comes from a dead-letter topic."""
-        return DeadLetter.from_headers(self.headers)
 
 
 class TaskContext:
@@ -81,7 +54,8 @@ class TaskContext:
             max_retries: instead of the task's own, for this once.
 
         Raises:
-            Retry: always, while one is left. Write ``raise self.retry(...)`` so that readers and type checkers see the end.
+            Retry: always, while one is left. Write ``raise self.retry(...)`` so that readers and type checkers see
+                the end.
             MaxRetriesExceededError: none is left and `exc` was not given.
         """
         policy = self._policy

@@ -50,10 +50,11 @@ class DeadLetters:
             yield from self._receive(consumer)
 
     def replay(self, ids: frozenset[str] | None = None) -> Iterator[Kept]:
-        """Send those with these ids (None: all) to their task again, as new messages with all their retries; gives each.
+        """Send those with these ids (None: all) to their task again, as new messages with all their retries; gives
+        each.
 
-        Each is published and confirmed before it leaves the dead letters, so a crash in between sends it twice, never loses it.
-        It goes to its subscription alone, not to the others of an event topic.
+        Each is published and confirmed before it leaves the dead letters, so a crash in between sends it twice, never
+        loses it. It goes to its subscription alone, not to the others of an event topic.
         """
         with self._consumer() as consumer:
             for kept in list(self._receive(consumer)):

@@ -1,8 +1,8 @@
 """What travels: the bytes of one call or event, and the headers that say what they are.
 
 Headers are message properties, readable in any Pulsar tool; the value is plain JSON. A call is
-``{"args": [...], "kwargs": {...}}``, an event is its payload. Headers of a retried or dead message bear the Java client's
-names (RetryMessageUtil of apache/pulsar), so both sides understand each other's messages.
+``{"args": [...], "kwargs": {...}}``, an event is its payload. Headers of a retried or dead message bear the Java
+client's names (RetryMessageUtil of apache/pulsar), so both sides understand each other's messages.
 """
 
 from __future__ import annotations
@@ -93,6 +93,31 @@ class DeadLetter:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The message behind this run, under Celery's name for it."""
+
+    id: str = ""
+    task: str = ""
+    topic: str = ""
+    """Full name of the topic it was received on."""
+    subscription: str = ""
+    key: str | None = None
+    retries: int = 0
+    """0 in the first attempt."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """All message properties."""
+    published_at: float = 0.0
+    """Seconds since the epoch."""
+    called_directly: bool = True
+    """The function was called as a plain function: there is no message."""
+
+    @property
+    def dead_letter(self) -> DeadLetter | None:
+        """Why the message was given up, when it comes from a dead-letter topic."""
+        return DeadLetter.from_headers(self.headers)
+
+
 def without_death(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers of a message that is to live again: neither retries nor the story of its end.
 
@@ -124,7 +149,7 @@ def task_id_instant(task_id: str) -> float | None:
     """When the id was made, in seconds since the epoch; None for an id that the caller chose freely.
 
     >>> task_id_instant("01890a5d-ac96-774b-bcce-b302099a8057")
-    1688062274.71
+    1688096058.518
     >>> task_id_instant("order-17")
     """
     try:

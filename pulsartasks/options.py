@@ -54,7 +54,7 @@ class TaskOptions:
     subscription: str | None = None
     """Who consumes together; default: the app's name."""
     mode: Mode = "shared"
-    """``shared`` spreads; ``key_shared`` keeps each key in order; ``failover`` and ``exclusive`` keep the topic in order."""
+    """``shared`` spreads; ``key_shared`` keeps each key in order; ``failover`` and ``exclusive`` the whole topic."""
     key: Callable[..., str | None] | None = None
     """Called with the task's arguments; gives what order is kept by."""
     ack: Ack = "late"

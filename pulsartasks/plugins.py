@@ -14,8 +14,8 @@ from pulsartasks.errors import ConfigurationError
 def load(group: str, name: str) -> ModuleType:
     """The module of pulsartasks' own `group` (``brokers``, ``results``, ``testing``, ...) called `name`.
 
-    What is not ours is looked for among the entry points of the group ``pulsartasks.<group>``, so another package can add
-    a broker or a store of its own.
+    What is not ours is looked for among the entry points of the group ``pulsartasks.<group>``, so another package can
+    add a broker or a store of its own.
 
     Raises:
         ConfigurationError: there is none of this name, or it needs a package that is not installed.

@@ -33,7 +33,8 @@ class AsyncResult(Generic[R]):
         Raises:
             ResultTimeoutError: nothing came within `timeout`; the task may still run.
             PulsarTasksError: the task keeps no results (``ignore_result=True``).
-            Exception: what the task raised in its last attempt: of its own type where that is imported here, else `TaskError`.
+            Exception: what the task raised in its last attempt: of its own type where that is imported here, else
+                `TaskError`.
         """
         if self._result is None:
             self._result = self._kept_results().wait(self.id, timeout, pushed=self._sent_here)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
-from pulsartasks.errors import InvalidArgumentsError
+from pulsartasks.errors import ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import RESERVED_PREFIX, Publication
+from pulsartasks.options import check_names
+
+
+class CallKeywords(TypedDict, total=False):
+    """The options of one call for type checkers; `CallOptions` documents them."""
+
+    countdown: float | timedelta | None
+    eta: datetime | None
+    key: str | None
+    task_id: str | None
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +37,31 @@ class CallOptions:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Message properties of the caller's own."""
 
+    def changed(self, options: CallKeywords) -> CallOptions:
+        """These options, with those in `options` instead.
+
+        Raises:
+            InvalidArgumentsError: there is no option of that name.
+        """
+        try:
+            check_names(options, {field.name for field in fields(self)}, what="a call")
+        except ConfigurationError as error:
+            raise InvalidArgumentsError(str(error)) from error
+        return replace(self, **options)
+
     def check(self) -> None:
         """Refuse what could not be kept.
 
         Raises:
-            InvalidArgumentsError: both countdown and eta, an eta without time zone, or headers that are not text or ours.
+            InvalidArgumentsError: both countdown and eta, an eta without time zone, or headers that are not text or
+                ours.
         """
         if self.countdown is not None and self.eta is not None:
             raise InvalidArgumentsError("give countdown or eta, not both")
         if self.eta is not None and self.eta.tzinfo is None:
             raise InvalidArgumentsError(f"eta {self.eta} has no time zone; write datetime.now(timezone.utc) + ...")
         for name, value in self.headers.items():
-            if not isinstance(name, str) or not isinstance(value, str):
+            if not all(isinstance(text, str) for text in (name, value)):
                 raise InvalidArgumentsError(f"header {name!r}: names and values must be text")
             if name.startswith(RESERVED_PREFIX):
                 raise InvalidArgumentsError(f"header {name!r}: names with {RESERVED_PREFIX} are pulsartasks' own")

@@ -7,22 +7,21 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
-from typing_extensions import ParamSpec
+from typing_extensions import ParamSpec, Unpack
 
-from pulsartasks.context import Request, TaskContext
+from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError
-from pulsartasks.message import ETA, REPLY_TO, TASK, TASK_ID, Publication, new_task_id
+from pulsartasks.message import ETA, REPLY_TO, TASK, TASK_ID, Publication, Request, new_task_id
 from pulsartasks.options import TaskOptions
 from pulsartasks.result import AsyncResult
 from pulsartasks.results.base import ResultStore
 from pulsartasks.serializers import CallCodec, PayloadCodec, type_hints
-from pulsartasks.signature import CallOptions, Signature
+from pulsartasks.signature import CallKeywords, CallOptions, Signature
 from pulsartasks.topic import Topic
 from pulsartasks.topics import call_topic, dead_letter_topic, delayed_topic, retry_topic
 
@@ -72,7 +71,7 @@ class Task(Generic[P, R]):
         self.event_topic: Topic[Any] | None = options.topic if isinstance(options.topic, Topic) else None
         self.is_async = inspect.iscoroutinefunction(function)
         self._host = host
-        self._call = CallOptions()
+        self.call_options = CallOptions()
         self._check_annotations()
 
     @cached_property
@@ -106,44 +105,30 @@ class Task(Generic[P, R]):
             PublishTimeoutError: not confirmed in time; the call may or may not have been stored.
             BrokerError: the broker did not take it.
         """
-        return self._send(args, kwargs, self._call)
+        return self._send(args, kwargs, self.call_options)
 
     def apply_async(
-        self,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        countdown: float | timedelta | None = None,
-        eta: datetime | None = None,
-        key: str | None = None,
-        task_id: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]
     ) -> AsyncResult[R]:
-        """Like `delay`, with options for this call (see `CallOptions`) as in Celery.
+        """Like `delay`, with options for this call as in Celery: countdown, eta, key, task_id, headers (see
+        `CallOptions`).
 
-        `countdown` (seconds) and `eta` are held by the broker and never early.
+        ``countdown`` (seconds) and ``eta`` are held by the broker and never early.
         """
-        given = CallOptions(countdown=countdown, eta=eta, key=key, task_id=task_id, headers=headers or {})
-        return self._send(tuple(args), kwargs or {}, given)
+        return self._send(tuple(args), kwargs or {}, self.call_options.changed(options))
 
-    def using(
-        self,
-        *,
-        countdown: float | timedelta | None = None,
-        eta: datetime | None = None,
-        key: str | None = None,
-        task_id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Task[P, R]:
-        """The same task whose calls have these options, e.g. ``add.using(countdown=10).delay(2, 3)``: still typed."""
-        given = {"countdown": countdown, "eta": eta, "key": key, "task_id": task_id, "headers": headers}
+    def using(self, **options: Unpack[CallKeywords]) -> Task[P, R]:
+        """The same task whose calls have these options (see `CallOptions`); still typed.
+
+        ``add.using(countdown=10).delay(2, 3)``
+        """
         other = copy.copy(self)
-        other._call = replace(self._call, **{name: value for name, value in given.items() if value is not None})
+        other.call_options = self.call_options.changed(options)
         return other
 
     def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature:
         """The call as a value, to be sent later."""
-        return Signature(self, args, kwargs, self._call)
+        return Signature(self, args, kwargs, self.call_options)
 
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
         """The message of one call; see `delay`."""
@@ -194,8 +179,8 @@ class Task(Generic[P, R]):
                 kind, "model_validate"
             ):
                 raise ConfigurationError(
-                    f"task {self.name!r}: parameter {name!r} is annotated with {kind!r}, which is neither data nor a resource; "
-                    "use a dataclass or msgspec.Struct, or define an @app.resource that yields it above the task"
+                    f"task {self.name!r}: parameter {name!r} has the type {kind!r}, which is neither data nor a "
+                    "resource; use a dataclass or msgspec.Struct, or define an @app.resource for it above the task"
                 )
 
     def __repr__(self) -> str:

@@ -86,7 +86,8 @@ class Topic(Generic[T]):
         return Tail(self._host.read(self.full_name), self._codec)
 
     def dead_letters(self, subscription: str, *, subscriptions: Collection[str] = ()) -> Topic[T]:
-        """The topic of what `subscription` gave up, as one that tasks can subscribe to under the names in `subscriptions`.
+        """The topic of what `subscription` gave up, as one that tasks can subscribe to under the names in
+        `subscriptions`.
 
         A handler with ``bind=True`` reads the reason from ``self.request.dead_letter``.
         """

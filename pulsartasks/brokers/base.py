@@ -119,7 +119,8 @@ class Broker(ABC):
     def publish_many(
         self, publications: Sequence[Publication], *, timeout: float = 30.0
     ) -> list[str | PulsarTasksError]:
-        """Send all, pipelined and in order, and wait until the broker confirmed each: its message id, or what went wrong.
+        """Send all, pipelined and in order, and wait until the broker confirmed each: its message id, or what went
+        wrong.
 
         `timeout` (seconds) bounds the whole; what is unconfirmed by then is a `PublishTimeoutError`.
         """

@@ -52,8 +52,8 @@ def worker(
 ) -> None:
     """Run an app's tasks.
 
-    SIGTERM or Ctrl-C stops receiving and finishes what runs; a second one stops at once, and what ran is delivered again.
-    Exits with 0 after such a stop, with 78 when the app cannot be started.
+    SIGTERM or Ctrl-C stops receiving and finishes what runs; a second one stops at once, and what ran is delivered
+    again. Exits with 0 after such a stop, with 78 when the app cannot be started.
     """
     configure_logging(log_level)
     options = WorkerOptions(

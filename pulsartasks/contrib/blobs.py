@@ -299,8 +299,8 @@ class S3BlobStore:
 
 
 def _make_s3_client(endpoint_url: str | None, region: str | None) -> _S3Client:
-    import boto3  # noqa: PLC0415 - optional, and slow to import
-    from botocore.config import Config  # noqa: PLC0415
+    import boto3
+    from botocore.config import Config
 
     config = Config(
         signature_version="s3v4",
@@ -328,7 +328,7 @@ _S3_TRANSIENT = frozenset({"RequestTimeout", "RequestTimeoutException", "SlowDow
 @contextmanager
 def _s3_errors(bucket: str, key: str) -> Iterator[None]:
     """The one place where boto3's errors become ours."""
-    from botocore import exceptions as boto  # noqa: PLC0415 - optional, and slow to import
+    from botocore import exceptions as boto
 
     try:
         yield

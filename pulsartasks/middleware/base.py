@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from pulsartasks.context import Request
-from pulsartasks.message import Publication
+from pulsartasks.message import Publication, Request
 from pulsartasks.outcome import Outcome
 
 Publish = Callable[[Publication], str]

@@ -1,7 +1,7 @@
 """Prometheus metrics of every attempt; needs the extra ``pulsartasks[metrics]``.
 
-In a worker with several processes the counts are kept in files that the supervisor sums up (prometheus_client's multiprocess
-mode), so a replaced process loses none.
+In a worker with several processes the counts are kept in files that the supervisor sums up (prometheus_client's
+multiprocess mode), so a replaced process loses none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from pulsartasks.context import Request
+from pulsartasks.message import Request
 from pulsartasks.middleware.base import Execute, Middleware
 from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
 

@@ -1,8 +1,8 @@
 """Results without a database: kept on a topic, and pushed to the caller.
 
-A result goes to ``<app>.results``, where a subscription that nobody reads (the keeper) holds it, and to the caller's own
-non-persistent topic, whose loss costs nothing: who waits also looks once at what is kept. A look-up reads from the instant
-inside the task's id (UUIDv7), so it costs as much as was stored since that call.
+A result goes to ``<app>.results``, where a subscription that nobody reads (the keeper) holds it, and to the caller's
+own non-persistent topic, whose loss costs nothing: who waits also looks once at what is kept. A look-up reads from
+the instant inside the task's id (UUIDv7), so it costs as much as was stored since that call.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class TopicResults(ResultStore):
             if waiter.result is None and waiter.may_have_missed:
                 waiter.result = self.find(task_id)
             while waiter.result is None and time.monotonic() < until:
-                # The push is only a hint, and a reconnect may have swallowed it: look again now and then, and at the end.
+                # The push is only a hint, and a reconnect may have swallowed it: look again now and then, and at the
+                # end.
                 if not waiter.arrived.wait(min(LOOK_AGAIN, until - time.monotonic())):
                     waiter.result = self.find(task_id)
             return waiter.result

@@ -39,18 +39,13 @@ class TestingSession:
 def testing(app: PulsarTasks, *, concurrency: int = 2) -> Iterator[TestingSession]:
     """Replace the app's broker by one in memory, and run a worker on it until the block ends.
 
-    Resources are set up and torn down as in a real worker. What the app had open before is closed.
+    Resources are set up and torn down as in a real worker.
     """
-    app.close()
-    configured = app._broker_url
-    app.broker_url = "memory://"
-    worker = Worker(app, concurrency=concurrency)
-    try:
-        broker = app.broker
+    with app.on_broker("memory://") as broker:
         assert isinstance(broker, LocalBroker)
+        worker = Worker(app, concurrency=concurrency)
         worker.start()
-        yield TestingSession(app, broker)
-    finally:
-        worker.stop(grace=5.0)
-        app.close()
-        app.broker_url = configured
+        try:
+            yield TestingSession(app, broker)
+        finally:
+            worker.stop(grace=5.0)

@@ -1,8 +1,8 @@
 """One process of a worker, as the supervisor starts it: ``python -m pulsartasks.worker.child OPTIONS``.
 
-It takes its order to stop from standard input, whose end means: stop, finish, exit. So it also stops when the supervisor dies.
-Signals that a terminal or container sends to the whole group are ignored, for the supervisor to decide on. What it says of itself
-(`Report`) goes as JSON lines into the pipe whose number it was given.
+It takes its order to stop from standard input, whose end means: stop, finish, exit. So it also stops when the
+supervisor dies. Signals that a terminal or container sends to the whole group are ignored, for the supervisor to
+decide on. What it says of itself (`Report`) goes as JSON lines into the pipe whose number it was given.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -57,8 +58,9 @@ def find_app(path: str) -> PulsarTasks:
         ConfigurationError: there is none; the message says what was found instead.
     """
     module_name, _, attribute = path.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -92,7 +94,8 @@ def run(options: ChildOptions) -> int:
     finished = worker.stop(options.grace)
     if not finished:
         _log.error("worker.grace_exceeded", grace=options.grace)
-        # Threads still run tasks and cannot be stopped; ending here is what has the broker deliver their messages again.
+        # Threads still run tasks and cannot be stopped; ending here is what has the broker deliver their messages
+        # again.
         os._exit(1)
     app.close()
     if cannot_go_on:

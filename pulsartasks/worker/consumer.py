@@ -1,7 +1,8 @@
 """From the broker to the executor: threads that receive, run and acknowledge.
 
-`SharedConsumer` does it all in one thread, with nothing in between. `OrderedConsumer` puts lanes between, so that each key's messages
-run one after the other. `Forwarder` moves what was delayed to the call topic of an ordered task, once it is due.
+`SharedConsumer` does it all in one thread, with nothing in between. `OrderedConsumer` puts lanes between, so that
+each key's messages run one after the other. `Forwarder` moves what was delayed to the call topic of an ordered task,
+once it is due.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ STAND_BY = 1.0
 ORDERED_BUFFER = 1000
 """Messages of waiting keys that one consumer holds; beyond that it receives no more until some are settled."""
 EARLY_TICK = 2.0
-"""Seconds by which a broker may deliver a delayed message early (Pulsar: up to a tick of 1 s) and have it waited for here."""
+"""Seconds by which a broker may deliver a delayed message early and have it waited for here (Pulsar: a tick, 1 s)."""
 
 _log = structlog.get_logger("pulsartasks")
 
@@ -139,7 +140,7 @@ class ConsumerThreads(ABC):
                 tries += 1
 
     def _wait_until_due(self, delivery: Delivery) -> bool:
-        """Hold a message that the broker gave out early; False if it must not run now: the worker stops, or it is far too early."""
+        """Hold a message that came early; False if it must not run here: the worker stops, or it is far too early."""
         eta = read_int(delivery.properties, message.ETA) / 1000
         early = eta - time.time()
         while early > 0:

@@ -20,7 +20,7 @@ from typing_extensions import assert_never
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
-from pulsartasks.context import Request, TaskContext
+from pulsartasks.context import TaskContext
 from pulsartasks.errors import (
     InvalidArgumentsError,
     MessageTooLargeError,
@@ -30,7 +30,7 @@ from pulsartasks.errors import (
     UnknownTaskError,
     UnreadableMessageError,
 )
-from pulsartasks.message import Publication, read_int
+from pulsartasks.message import Publication, Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
 from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
 from pulsartasks.results.base import RemoteError, Result
@@ -40,7 +40,7 @@ from pulsartasks.task import Task
 from pulsartasks.worker.resources import Resources
 
 SETTLE_PATIENCE = 60.0
-"""Seconds to go on trying when the broker does not take a retry, dead letter or result; then the message is left unsettled."""
+"""Seconds to go on trying when the broker takes no retry, dead letter or result; then the message is left unsettled."""
 LONGEST_TRACEBACK = 16_384
 """Characters of a traceback that travel with a dead letter; its end says most."""
 
@@ -84,8 +84,8 @@ class Executor:
     def execute(self, delivery: Delivery, *, retries: int = 0, in_place: bool = False) -> float | None:
         """Run a delivery and settle it.
 
-        With `in_place`, a retry is not settled but left to the caller, who runs the delivery again after the seconds given back,
-        with `retries` (attempts made so) raised by one; otherwise the result is None.
+        With `in_place`, a retry is not settled but left to the caller, who runs the delivery again after the seconds
+        given back, with `retries` (attempts made so) raised by one; otherwise the result is None.
         """
         run = self._prepare(delivery, retries)
         structlog.contextvars.bind_contextvars(
@@ -173,7 +173,7 @@ class Executor:
     # Settling
 
     def _settle(self, run: Run, outcome: Outcome) -> bool:
-        """Settle; False if the broker did not take what must come before the ack, so that the message stays the broker's."""
+        """Settle; False if the broker did not take what must come before the ack: the message stays the broker's."""
         began, tries = time.monotonic(), 0
         while True:
             try:
@@ -198,8 +198,8 @@ class Executor:
                 except InvalidArgumentsError as error:
                     self._settle_once(run, Died(error, "failed"))
                     return
-            case Retried(error, delay):
-                self._app.publish(_retry_copy(run, error, delay))
+            case Retried(_, delay):
+                self._app.publish(_retry_copy(run, delay))
             case Died(error, reason):
                 if (topic := run.route.task.topics.dead_letter) is not None:
                     self._app.publish(self._dead_letter(run, topic, error, reason))
@@ -251,7 +251,7 @@ class Executor:
         )
 
 
-def _retry_copy(run: Run, error: BaseException, delay: float) -> Publication:
+def _retry_copy(run: Run, delay: float) -> Publication:
     due = time.time() + delay
     return Publication(
         topic=run.route.task.topics.retry,

@@ -20,7 +20,7 @@ _TEXT = "text/plain; charset=utf-8"
 
 @contextmanager
 def metrics_folder() -> Iterator[None]:
-    """Where the children keep their counts while the worker runs (prometheus_client reads the folder's name from the environment)."""
+    """Where the children keep their counts; prometheus_client reads the folder's name from the environment."""
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         yield
         return

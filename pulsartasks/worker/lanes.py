@@ -1,7 +1,7 @@
 """Order per key under concurrency: a lane for each key, of which one message runs at a time.
 
-A message whose attempt is to be repeated stays at the head of its lane until its delay is over; the key waits, others go on.
-Not thread-safe by itself: `OrderedConsumer` holds its lock around every call.
+A message whose attempt is to be repeated stays at the head of its lane until its delay is over; the key waits, others
+go on. Not thread-safe by itself: `OrderedConsumer` holds its lock around every call.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def configure_logging(level: str) -> None:
     if sys.stderr.isatty():
         renderers: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer()]
     else:
-        renderers = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),

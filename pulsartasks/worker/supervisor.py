@@ -82,7 +82,7 @@ class Supervisor:
         return all(child.ready for child in self._children)
 
     def run(self) -> int:
-        """Start the children and keep them until SIGTERM or SIGINT; a second signal stops now, unfinished work goes elsewhere."""
+        """Keep the children running until SIGTERM or SIGINT; a second one stops now, unfinished work goes elsewhere."""
         with self._caught_signals():
             while not self._signals:
                 self._start_due()
@@ -219,4 +219,4 @@ def _forget_metrics(pid: int) -> None:
         with contextlib.suppress(ImportError):
             from prometheus_client.multiprocess import mark_process_dead
 
-            mark_process_dead(pid)
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Subscription
 from pulsartasks.errors import ConfigurationError
 from pulsartasks.middleware.base import Middleware
-from pulsartasks.options import Mode, Start
+from pulsartasks.options import ORDERED, Mode, Start
 from pulsartasks.task import Task
 from pulsartasks.topics import short_name
 from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
@@ -79,8 +79,8 @@ class Worker:
     def stop(self, grace: float = 30.0) -> bool:
         """Receive no more, finish what runs, give back the rest; safe to call twice and from any thread.
 
-        Returns whether all that ran was finished within `grace` seconds; what was not is delivered again elsewhere as soon as
-        this process ends.
+        Returns whether all that ran was finished within `grace` seconds; what was not is delivered again elsewhere as
+        soon as this process ends.
         """
         if self._stopped.is_set():
             return True
@@ -88,7 +88,7 @@ class Worker:
         for consumer in self._consumers:
             consumer.stop()
         deadline = time.monotonic() + grace
-        finished = all([consumer.join(deadline) for consumer in self._consumers])
+        finished = all(consumer.join(deadline) for consumer in self._consumers)
         self._executor.stopping.set()
         for consumer in self._consumers:
             consumer.close()
@@ -103,16 +103,13 @@ class Worker:
             groups[_settings(task, concurrency)].append(task)
         consumers: list[ConsumerThreads] = []
         for settings, tasks in groups.items():
-            consumers += (
-                self._consume_ordered(settings, tasks)
-                if tasks[0].options.ordered
-                else [self._consume_shared(settings, tasks)]
-            )
+            consume = self._consume_ordered if settings.mode in ORDERED else self._consume_shared
+            consumers += consume(settings, tasks)
         return consumers
 
-    def _consume_shared(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> ConsumerThreads:
+    def _consume_shared(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
         topics = [name for t in tasks for name in (t.topics.work, t.topics.calls, t.topics.retry, t.topics.delayed)]
-        return SharedConsumer(self.app, _subscription(settings, topics), self._executor, threads=settings.concurrency)
+        return [SharedConsumer(self.app, _subscription(settings, topics), self._executor, threads=settings.concurrency)]
 
     def _consume_ordered(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
         ordered = _subscription(settings, [name for t in tasks for name in (t.topics.work, t.topics.calls)])

@@ -1,8 +1,8 @@
 """The embedded broker: topics, subscriptions, all four modes and delays in one SQLite file, for many processes.
 
-``local:///path/broker.db`` (or ``local://`` for ``.pulsartasks/broker.db`` here) survives SIGKILL; after a power cut the last
-commits may be missing, unless ``?sync=full`` is added, which is about nine times slower. ``memory://`` is the same inside one
-process.
+``local:///path/broker.db`` (or ``local://`` for ``.pulsartasks/broker.db`` here) survives SIGKILL; after a power cut
+the last commits may be missing, unless ``?sync=full`` is added, which is about nine times slower. ``memory://`` is
+the same inside one process.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class LocalBroker(Broker):
     def declare(
         self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"
     ) -> None:
-        # A new subscription begins behind what is there: a message without a subscription was never kept. So both starts mean
-        # the same here, and one file has no partitions.
+        # A new subscription begins behind what is there: a message without a subscription was never kept. So both
+        # starts mean the same here, and one file has no partitions.
         self.store.declare(topic, subscriptions)
 
     def publish_many(

@@ -1,8 +1,8 @@
 """Which processes use a local broker, and how they wake one another.
 
-Each process holds a lock on a file of its own in a folder beside the database; the system releases it however the process ends,
-so a lock that can be taken belongs to the dead (a process id could belong to somebody else by now). A datagram socket of the same
-name takes news: the ids of subscriptions that something happened to.
+Each process holds a lock on a file of its own in a folder beside the database; the system releases it however the
+process ends, so a lock that can be taken belongs to the dead (a process id could belong to somebody else by now). A
+datagram socket of the same name takes news: the ids of subscriptions that something happened to.
 """
 
 from __future__ import annotations

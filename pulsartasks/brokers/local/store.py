@@ -1,8 +1,9 @@
 """The broker's tables, and every statement on them.
 
-A message is stored once, with one delivery for each subscription of its topic. A delivery waits (``consumer_id`` null), is held
-by a consumer, or is gone because it was acknowledged; the message goes with its last delivery. Message ids are microseconds
-since the epoch, taken inside the writing transaction, so they rise in commit order and tell when a message was published.
+A message is stored once, with one delivery for each subscription of its topic. A delivery waits (``consumer_id``
+null), is held by a consumer, or is gone because it was acknowledged; the message goes with its last delivery. Message
+ids are microseconds since the epoch, taken inside the writing transaction, so they rise in commit order and tell when
+a message was published.
 """
 
 from __future__ import annotations
@@ -72,10 +73,12 @@ ORDER BY d.due, d.message_id LIMIT :limit
 _FREE_KEYS = """
 AND (d.key IS NULL OR NOT EXISTS (
     SELECT 1 FROM deliveries h
-    WHERE h.subscription_id = d.subscription_id AND h.key = d.key AND h.consumer_id IS NOT NULL AND h.consumer_id <> :consumer
+    WHERE h.subscription_id = d.subscription_id AND h.key = d.key AND h.consumer_id IS NOT NULL AND h.consumer_id <>
+    :consumer
 ))
 """
-# What was delayed and is due comes before what was never delayed: it has waited longer, and must not starve behind a backlog.
+# What was delayed and is due comes before what was never delayed: it has waited longer, and must not starve behind a
+# backlog.
 _TAKE_DUE = _TAKE.format(due="> 0 AND d.due <= :now", keys="")
 _TAKE_PROMPT = _TAKE.format(due="= 0", keys="")
 _TAKE_DUE_BY_KEY = _TAKE.format(due="> 0 AND d.due <= :now", keys=_FREE_KEYS)
@@ -125,7 +128,7 @@ class Store:
                 self._sql.execute(f"PRAGMA user_version = {VERSION}")
             elif version != VERSION:
                 raise ConfigurationError(
-                    f"{path} was written by another version of pulsartasks (format {version}, this one writes {VERSION}); "
+                    f"{path} was written by another version of pulsartasks (format {version}, not {VERSION}); "
                     "let that version finish its work, or choose another path"
                 )
 
@@ -245,7 +248,8 @@ class Store:
         with self._lock, _mapped_errors():
             [count] = self._sql.execute(
                 "SELECT count(*) FROM deliveries WHERE subscription_id IN ("
-                " SELECT a.subscription_id FROM attachments a JOIN subscriptions s ON s.id = a.subscription_id WHERE s.process IS NULL)"
+                " SELECT a.subscription_id FROM attachments a JOIN subscriptions s ON s.id = a.subscription_id"
+                " WHERE s.process IS NULL)"
             ).fetchone()
         return int(count)
 
@@ -255,12 +259,14 @@ class Store:
         """Register a consumer; gives its id.
 
         Raises:
-            SubscriptionBusyError: another consumer is there in exclusive or another mode, or is there and this is exclusive.
+            SubscriptionBusyError: another consumer is there in exclusive or another mode, or is there and this is
+                exclusive.
         """
         with self._transaction():
             for subscription_id in subscription_ids:
                 row = self._sql.execute(
-                    "SELECT mode FROM consumers c JOIN attachments a ON a.consumer_id = c.id WHERE a.subscription_id = ?",
+                    "SELECT c.mode FROM attachments a JOIN consumers c ON c.id = a.consumer_id"
+                    " WHERE a.subscription_id = ?",
                     (subscription_id,),
                 ).fetchone()
                 if row and (row[0] != mode or mode == "exclusive"):
@@ -360,7 +366,8 @@ class Store:
         listeners: dict[str, set[int]] = {}
         for subscription_id in subscription_ids:
             for (process,) in self._sql.execute(
-                "SELECT c.process FROM attachments a JOIN consumers c ON c.id = a.consumer_id WHERE a.subscription_id = ?",
+                "SELECT c.process FROM attachments a JOIN consumers c ON c.id = a.consumer_id"
+                " WHERE a.subscription_id = ?",
                 (subscription_id,),
             ):
                 listeners.setdefault(process, set()).add(subscription_id)
