@@ -23,7 +23,7 @@ def recording(data: bytes) -> Upload:
     try:
         info = probe(data)
     except BadAudioError as exc:
-        raise RefusedUploadError(f"This is not a recording that can be played: {exc}") from exc
+        raise RefusedUploadError(str(exc)) from exc
     return Upload(data, info.content_type, info.duration)
 
 

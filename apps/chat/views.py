@@ -134,4 +134,4 @@ def _unread_counts(session: Session, user_id: str) -> dict[str, int]:
         .where(Message.number > Member.read_number, Message.sender_id != user_id)
         .group_by(Message.chat_id)
     )
-    return dict(rows.tuples().all())
+    return dict(rows.all())

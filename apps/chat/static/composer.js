@@ -4,6 +4,7 @@ import { openMicrophone, Recorder } from "./recorder.js";
 import { clock } from "./times.js";
 
 const LONGEST = 600;
+const REFUSED = [413, 422]; // what is sent will not do: to send it again cannot help
 
 export function startComposer(form, thread) {
   const part = (id) => form.querySelector(`#${id}`);
@@ -117,8 +118,9 @@ export function startComposer(form, thread) {
       part("record").focus();
     } catch (error) {
       show();
-      complain(error.message, true);
-      part("send-again").focus();
+      const refused = REFUSED.includes(error.status);
+      complain(error.message, !refused);
+      part(refused ? (audio ? "discard" : "picture-remove") : "send-again").focus();
     }
   }
 

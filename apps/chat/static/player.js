@@ -105,7 +105,7 @@ class VoicePlayer extends HTMLElement {
     context.fillStyle = getComputedStyle(this.canvas).color;
     for (let bar = 0; bar < BARS; bar += 1) {
       const size = Math.max(step * 0.55, (this.peaks?.[bar] ?? 0) * height * 0.9);
-      context.globalAlpha = (bar + 0.5) / BARS <= part ? 1 : 0.38;
+      context.globalAlpha = (bar + 0.5) / BARS <= part ? 1 : 0.45;
       context.beginPath();
       context.roundRect(bar * step + step * 0.22, (height - size) / 2, step * 0.55, size, step);
       context.fill();

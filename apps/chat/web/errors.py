@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 from flask import Flask, jsonify, render_template
 from flask.typing import ResponseReturnValue
 from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped]
@@ -10,6 +11,9 @@ from werkzeug.exceptions import HTTPException
 from apps.chat.media import RefusedUploadError
 from apps.chat.settings import MEGABYTE
 from apps.chat.web.context import services, wants_json
+from pulsartasks.contrib.blobs import BlobStoreError
+
+log = structlog.get_logger(__name__)
 
 _WORDS = {
     401: ("Please log in", "You are not logged in any more. Log in in another tab, then send it again."),
@@ -25,6 +29,7 @@ def register_errors(app: Flask) -> None:
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(CSRFError, _stale_page)
     app.register_error_handler(RefusedUploadError, _refused)
+    app.register_error_handler(BlobStoreError, _no_storage)
 
 
 def problem(status: int, title: str, text: str, code: str = "") -> ResponseReturnValue:
@@ -47,6 +52,11 @@ def _http_error(error: HTTPException) -> ResponseReturnValue:
 
 def _stale_page(_error: CSRFError) -> ResponseReturnValue:
     return problem(400, "This page is out of date", "Please reload the page and try again.", code="stale-page")
+
+
+def _no_storage(error: BlobStoreError) -> ResponseReturnValue:
+    log.error("storage.failed", error=str(error))
+    return problem(503, "The storage is away", "The storage cannot be reached. Nothing is lost: try again in a moment.")
 
 
 def _refused(error: RefusedUploadError) -> ResponseReturnValue:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from apps.chat.settings import Settings
-from apps.chat.web import create_app
+from apps.chat.web import auth, create_app
 from apps.chat.web.context import Services, limiter
 
 PNG = bytes.fromhex(
@@ -90,7 +91,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def web(settings: Settings) -> Iterator[Flask]:
+def web(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+    monkeypatch.setattr(auth, "hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     web = create_app(settings)
     services: Services = web.extensions["babblebox"]
     services.database.migrate()
@@ -110,7 +112,7 @@ def services(web: Flask) -> Services:
 @pytest.fixture
 def stranger(web: Flask) -> Callable[[str], Person]:
     """Makes somebody who has no account yet."""
-    return lambda name="Nobody": Person(web.test_client(), name)
+    return lambda name: Person(web.test_client(), name)
 
 
 @pytest.fixture
