@@ -41,7 +41,7 @@ def make_whole(name: str, build: Callable[[Path], None]) -> Path:
     """The path of `name` in the cache, made by `build` if it is not there.
 
     `build` gets a path beside it and writes a file or a folder there; only when it has ended well is that renamed into
-    place. A set-up that is killed leaves nothing half done, and of two at once one builds and the other waits.
+    place. A set-up that is killed leaves nothing that the next one trusts; of two at once one builds and the other waits.
     """
     target = cache_folder() / name
     if target.exists():
@@ -49,7 +49,9 @@ def make_whole(name: str, build: Callable[[Path], None]) -> Path:
     with locked(cache_folder() / "locks" / name.replace("/", "-")):
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            workshop = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
+            for left_over in target.parent.glob(f".unfinished-{target.name}-*"):
+                shutil.rmtree(left_over)
+            workshop = Path(tempfile.mkdtemp(prefix=f".unfinished-{target.name}-", dir=target.parent))
             try:
                 build(workshop / target.name)
                 (workshop / target.name).rename(target)

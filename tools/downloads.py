@@ -77,7 +77,7 @@ def speech() -> Path:
 
 def _fetch_speech(target: Path) -> None:
     say("Downloading recorded speech (34 MB) ...")
-    sdist = _pip_download("speech.txt", target.parent, "--no-binary=:all:")
+    sdist = _pip_download("speech.txt", target.parent, "--no-binary=pocketsphinx")
     target.mkdir()
     with tarfile.open(sdist) as archive:
         for member in archive:

@@ -64,6 +64,14 @@ def test_a_build_that_fails_leaves_nothing(cache: Path) -> None:
     assert list((cache / "things").iterdir()) == []
 
 
+def test_what_a_killed_build_left_is_cleared_away(cache: Path) -> None:
+    (cache / "things" / ".unfinished-one-killed").mkdir(parents=True)
+
+    make_whole("things/one", Path.touch)
+
+    assert [path.name for path in (cache / "things").iterdir()] == ["one"]
+
+
 def test_a_download_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "download"
     path.write_bytes(b"abc")
