@@ -50,12 +50,12 @@ def render(data: bytes) -> dict[str, Encoded]:
     return renditions
 
 
-def encode(picture: Image.Image) -> Encoded:
+def encode(picture: Image.Image, quality: int = 84) -> Encoded:
     """Encode the pixels, and nothing but the pixels, for the web."""
     bare = Image.new(picture.mode, picture.size)
     bare.paste(picture)
     target = io.BytesIO()
-    bare.save(target, "WEBP", quality=84, method=4)
+    bare.save(target, "WEBP", quality=quality, method=4)
     return Encoded(target.getvalue(), "image/webp", bare.width, bare.height)
 
 
@@ -77,6 +77,8 @@ def _read(data: bytes, longest: int) -> Image.Image:
         raise BadPictureError(f"This picture has more than {MAX_PIXELS // 10**6} million pixels.") from None
     except UnidentifiedImageError:
         raise BadPictureError("This file is not a picture we can show (JPEG, PNG, WebP, GIF).") from None
+    except MemoryError:  # not the picture's fault: another worker may have more
+        raise
     except Exception as error:  # Pillow names no set: SyntaxError, struct.error, zlib.error, OSError, IndexError, ...
         raise BadPictureError("This picture is damaged and cannot be shown.") from error
 
