@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Consumer, Delivery, Subscription
@@ -37,7 +38,7 @@ class Kept:
 class DeadLetters:
     """The dead letters of one task."""
 
-    def __init__(self, app: PulsarTasks, task: Task[..., object]) -> None:
+    def __init__(self, app: PulsarTasks, task: Task[..., Any]) -> None:
         if task.topics.dead_letter is None:
             raise ConfigurationError(f"task {task.name!r} keeps no dead letters (dead_letter=False)")
         self._app = app

@@ -55,13 +55,23 @@ class Delivery:
     properties: Mapping[str, str]
     published_at: float
     """Seconds since the epoch, by the broker's or publisher's clock."""
-    consumer: Consumer = field(repr=False)
+    consumer: Consumer | None = field(default=None, repr=False)
+    """None for what a reader read: there is nothing to settle."""
     handle: Any = field(default=None, repr=False)
     """What the adapter needs to settle it."""
 
     def acknowledge(self) -> None:
         """Tell the broker that the message is settled. Lost if the process dies within 0.1 s: then it comes again."""
-        self.consumer.acknowledge(self)
+        if self.consumer is not None:
+            self.consumer.acknowledge(self)
+
+    def release(self) -> None:
+        """Give the message back unsettled: it is delivered again after a while, here or elsewhere.
+
+        The last resort: on Pulsar it breaks a key's order, and done often it starves itself (`PulsarConsumer.release`).
+        """
+        if self.consumer is not None:
+            self.consumer.release(self)
 
 
 class Consumer(ABC):
@@ -78,6 +88,10 @@ class Consumer(ABC):
     @abstractmethod
     def acknowledge(self, delivery: Delivery) -> None:
         """Settle `delivery`; never raises for a lost connection, since the message then simply comes again."""
+
+    @abstractmethod
+    def release(self, delivery: Delivery) -> None:
+        """Give `delivery` back; never raises, like `acknowledge`."""
 
     @abstractmethod
     def close(self) -> None:

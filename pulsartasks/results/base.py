@@ -90,4 +90,8 @@ class ResultStore(ABC):
         """
 
     @abstractmethod
+    def expire(self) -> None:
+        """Let go of what is older than ``result_expires``; workers call it now and then."""
+
+    @abstractmethod
     def close(self) -> None: ...

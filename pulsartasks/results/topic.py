@@ -91,7 +91,6 @@ class TopicResults(ResultStore):
             reader.close()
 
     def expire(self) -> None:
-        """Let go of what is older than ``result_expires``; called now and then by workers."""
         self._declare()
         self._broker.trim(self._topic, KEEPER, before=time.time() - self._expires)
 

@@ -175,7 +175,7 @@ class SharedConsumer(ConsumerThreads):
                 continue
             if message.ETA in delivery.properties and not self._wait_until_due(delivery):
                 continue
-            self._executor.execute(delivery)
+            self._executor.execute(delivery, self.subscription.name)
 
 
 class OrderedConsumer(ConsumerThreads):
@@ -204,7 +204,7 @@ class OrderedConsumer(ConsumerThreads):
                 self._execute(held)
 
     def _execute(self, held: Held) -> None:
-        delay = self._executor.execute(held.delivery, retries=held.retries, in_place=True)
+        delay = self._executor.execute(held.delivery, self.subscription.name, retries=held.retries, in_place=True)
         with self._condition:
             if delay is None:
                 self._lanes.done(held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket
 import threading
@@ -40,7 +41,8 @@ from pulsartasks.task import Task
 from pulsartasks.worker.resources import Resources
 
 SETTLE_PATIENCE = 60.0
-"""Seconds to go on trying when the broker takes no retry, dead letter or result; then the message is left unsettled."""
+"""Seconds to go on trying when the broker takes no retry, dead letter or result; then the message is given back.
+Where order is kept there is no end to it: what comes behind must wait anyway."""
 LONGEST_TRACEBACK = 16_384
 """Characters of a traceback that travel with a dead letter; its end says most."""
 
@@ -49,7 +51,7 @@ _log = structlog.get_logger("pulsartasks")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a worker does with the messages of one topic."""
+    """What a worker does with the messages that one subscription gets from one topic."""
 
     task: Task[..., Any]
     """The task of a message that does not name one; also says where retries and dead letters go."""
@@ -70,7 +72,11 @@ class Executor:
     """Runs deliveries to their end; shared by all threads of a worker process."""
 
     def __init__(
-        self, app: PulsarTasks, routes: Mapping[str, Route], resources: Resources, middleware: Sequence[Middleware] = ()
+        self,
+        app: PulsarTasks,
+        routes: Mapping[tuple[str, str], Route],
+        resources: Resources,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         self._app = app
         self._routes = routes
@@ -81,13 +87,15 @@ class Executor:
         self.stopping = threading.Event()
         """Once set, a delivery whose settlement fails is given up at once: the broker delivers it again elsewhere."""
 
-    def execute(self, delivery: Delivery, *, retries: int = 0, in_place: bool = False) -> float | None:
-        """Run a delivery and settle it.
+    def execute(
+        self, delivery: Delivery, subscription: str, *, retries: int = 0, in_place: bool = False
+    ) -> float | None:
+        """Run a delivery of `subscription` and settle it.
 
         With `in_place`, a retry is not settled but left to the caller, who runs the delivery again after the seconds
         given back, with `retries` (attempts made so) raised by one; otherwise the result is None.
         """
-        run = self._prepare(delivery, retries)
+        run = self._prepare(delivery, subscription, retries)
         structlog.contextvars.bind_contextvars(
             task=run.request.task, id=run.request.id, attempt=run.request.retries + 1
         )
@@ -97,8 +105,10 @@ class Executor:
                 delivery.acknowledge()
             outcome = self._run(run)
             postponed = outcome.delay if in_place and isinstance(outcome, Retried) else None
-            if postponed is not None or self._settle(run, outcome):
+            if postponed is not None or self._settle(run, outcome, patience=math.inf if in_place else SETTLE_PATIENCE):
                 _report(outcome, time.perf_counter() - began)
+            else:
+                delivery.release()
             return postponed
         finally:
             structlog.contextvars.clear_contextvars()
@@ -108,14 +118,14 @@ class Executor:
 
     # Reading
 
-    def _prepare(self, delivery: Delivery, retries: int) -> Run:
-        route = self._routes[delivery.topic]
+    def _prepare(self, delivery: Delivery, subscription: str, retries: int) -> Run:
+        route = self._routes[delivery.topic, subscription]
         headers = delivery.properties
         request = Request(
             id=headers.get(message.TASK_ID) or delivery.message_id,
             task=headers.get(message.TASK) or route.task.name,
             topic=delivery.topic,
-            subscription=route.task.subscription,
+            subscription=subscription,
             key=delivery.key,
             retries=read_int(headers, message.ATTEMPT) + retries,
             headers=headers,
@@ -172,7 +182,7 @@ class Executor:
 
     # Settling
 
-    def _settle(self, run: Run, outcome: Outcome) -> bool:
+    def _settle(self, run: Run, outcome: Outcome, *, patience: float) -> bool:
         """Settle; False if the broker did not take what must come before the ack: the message stays the broker's."""
         began, tries = time.monotonic(), 0
         while True:
@@ -182,9 +192,7 @@ class Executor:
                 outcome = Died(error, "failed")  # its result: the next round says so to the caller
             except PulsarTasksError as error:
                 _log.warning("message.unsettled", error=str(error), try_number=tries + 1)
-                if time.monotonic() - began > SETTLE_PATIENCE or self.stopping.wait(
-                    backoff(tries, factor=0.2, maximum=5.0)
-                ):
+                if time.monotonic() - began > patience or self.stopping.wait(backoff(tries, factor=0.2, maximum=5.0)):
                     return False
                 tries += 1
             else:

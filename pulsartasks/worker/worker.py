@@ -13,7 +13,7 @@ import structlog
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Subscription
-from pulsartasks.errors import ConfigurationError
+from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.middleware.base import Middleware
 from pulsartasks.options import ORDERED, Mode, Start
 from pulsartasks.task import Task
@@ -23,6 +23,8 @@ from pulsartasks.worker.executor import Executor, Route
 from pulsartasks.worker.resources import Resources
 
 LEAST_PREFETCH = 16
+EXPIRE_EVERY = 300.0
+"""Seconds between two looks for results that have expired."""
 
 _log = structlog.get_logger("pulsartasks")
 
@@ -75,6 +77,8 @@ class Worker:
         self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
         for consumer in self._consumers:
             consumer.start(failed or _log_failure)
+        if not all(task.options.ignore_result for task in self._tasks):
+            threading.Thread(target=self._expire_results, name="pulsartasks-expiry", daemon=True).start()
 
     def stop(self, grace: float = 30.0) -> bool:
         """Receive no more, finish what runs, give back the rest; safe to call twice and from any thread.
@@ -96,6 +100,13 @@ class Worker:
             self._executor.close()
             self._resources.close()
         return finished
+
+    def _expire_results(self) -> None:
+        while not self._stopped.wait(EXPIRE_EVERY):
+            try:
+                self.app.results.expire()
+            except PulsarTasksError as error:
+                _log.warning("results.kept", error=str(error))
 
     def _make_consumers(self, concurrency: int) -> list[ConsumerThreads]:
         groups: dict[_Settings, list[Task[..., Any]]] = defaultdict(list)
@@ -136,13 +147,13 @@ def _select(app: PulsarTasks, topics: Collection[str] | None) -> list[Task[..., 
     return tasks
 
 
-def _routes(tasks: Sequence[Task[..., Any]]) -> dict[str, Route]:
-    """What is done with each topic; tasks that share a topic are told apart by the name in the message."""
-    by_topic: dict[str, dict[str, Task[..., Any]]] = defaultdict(dict)
+def _routes(tasks: Sequence[Task[..., Any]]) -> dict[tuple[str, str], Route]:
+    """What is done for each topic and subscription; tasks that share both are told apart by the name in the message."""
+    by_source: dict[tuple[str, str], dict[str, Task[..., Any]]] = defaultdict(dict)
     for task in tasks:
         for topic in (task.topics.work, task.topics.calls, task.topics.retry, task.topics.delayed):
-            by_topic[topic][task.name] = task
-    return {topic: Route(next(iter(by_name.values())), by_name) for topic, by_name in by_topic.items()}
+            by_source[topic, task.subscription][task.name] = task
+    return {source: Route(next(iter(by_name.values())), by_name) for source, by_name in by_source.items()}
 
 
 def _settings(task: Task[..., Any], concurrency: int) -> _Settings:

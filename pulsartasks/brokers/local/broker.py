@@ -197,6 +197,12 @@ class LocalConsumer(Consumer):
         except BrokerError:
             return  # it comes again, as on every broker when an ack is lost
 
+    def release(self, delivery: Delivery) -> None:
+        try:
+            self._store.release(*delivery.handle)
+        except BrokerError:
+            return  # it comes again when this process is gone
+
     def close(self) -> None:
         with self._condition:
             if self._closed:
@@ -280,9 +286,7 @@ class LocalReader(Reader):
         if self._closed:
             raise ClosedError("the reader was closed")
         if (row := self._next_kept()) is not None:
-            return Delivery(
-                self._topic, str(row.message_id), row.value, row.key, row.properties, row.published_at, consumer=_NOBODY
-            )
+            return Delivery(self._topic, str(row.message_id), row.value, row.key, row.properties, row.published_at)
         if timeout <= 0 and self._live is None:
             return None
         if self._live is None:
@@ -320,24 +324,6 @@ class LocalReader(Reader):
             self._kept.clear()
             return None
         return row
-
-
-class _Nobody(Consumer):
-    """The consumer of what a reader reads: there is nothing to acknowledge."""
-
-    connected = True
-
-    def receive(self, timeout: float) -> Delivery | None:
-        return None
-
-    def acknowledge(self, delivery: Delivery) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
-
-
-_NOBODY = _Nobody()
 
 
 def _make_folder(folder: Path) -> None:

@@ -222,6 +222,14 @@ class Store:
                 if gone.rowcount:
                     self._settle_message(message_id)
 
+    def release(self, subscription_id: int, message_id: int) -> None:
+        """Have a held delivery wait again; it is found by the next check of whoever consumes the subscription."""
+        with self._transaction():
+            self._sql.execute(
+                "UPDATE deliveries SET consumer_id = NULL WHERE subscription_id = ? AND message_id = ?",
+                (subscription_id, message_id),
+            )
+
     def trim(self, topic: str, subscription: str, *, before: float) -> None:
         """Settle what waits on the subscription and was published before the instant `before`."""
         with self._transaction():

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pulsar
@@ -58,6 +59,12 @@ class PulsarConsumer(Consumer):
         self._progress.finish(delivery.message_id)
         self._settle(delivery.handle)
 
+    def release(self, delivery: Delivery) -> None:
+        # The client waits a minute by default, and begins anew with every further one: fine for what hardly happens.
+        self._progress.forget(delivery.message_id)
+        with suppress(pulsar.PulsarException):  # not connected or closed: the message comes again anyway
+            self._consumer.negative_acknowledge(delivery.handle)
+
     def close(self) -> None:
         with self._lock:
             if self._closed:
@@ -87,7 +94,7 @@ class PulsarConsumer(Consumer):
         return delivery if state == "new" else None
 
     def _settle(self, message_id: Any) -> None:
-        try:  # noqa: SIM105 - suppress() costs as much as what it would wrap
+        try:
             self._consumer.acknowledge(message_id)
         except pulsar.PulsarException:
             pass  # not connected or closed: the message comes again
@@ -113,6 +120,11 @@ class Progress:
             self._running.add(message_id)
             return "new"
 
+    def forget(self, message_id: str) -> None:
+        """The message neither runs nor ran."""
+        with self._lock:
+            self._running.discard(message_id)
+
     def finish(self, message_id: str) -> None:
         with self._lock:
             self._running.discard(message_id)
@@ -129,7 +141,7 @@ class TopicNames(dict[str, str]):
         return topic
 
 
-def to_delivery(message: Any, names: TopicNames, consumer: Consumer) -> Delivery:
+def to_delivery(message: Any, names: TopicNames, consumer: Consumer | None = None) -> Delivery:
     message_id = message.message_id()
     return Delivery(
         names[message.topic_name()],

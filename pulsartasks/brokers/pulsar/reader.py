@@ -10,7 +10,7 @@ from typing import Any
 
 import pulsar
 
-from pulsartasks.brokers.base import Consumer, Delivery, Reader
+from pulsartasks.brokers.base import Delivery, Reader
 from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
 from pulsartasks.brokers.pulsar.consumer import WAIT, TopicNames, to_delivery
 from pulsartasks.brokers.pulsar.errors import translated
@@ -35,7 +35,6 @@ class PulsarReader(Reader):
         self._reader = connection.keep(reader)
         self._on_close = on_close
         self._names = TopicNames()
-        self._settled = _Settled()
         self._since = milliseconds(since)
         self._lock = threading.Lock()
         self._closed = False
@@ -54,7 +53,7 @@ class PulsarReader(Reader):
             message = self._next(min(int(remaining * 1000) + 1, WAIT))
             # What was on its way before the seek took effect, or stands out of order, is not wanted.
             if message is not None and message.publish_timestamp() >= self._since:
-                return to_delivery(message, self._names, self._settled)
+                return to_delivery(message, self._names)
 
     def close(self) -> None:
         with self._lock:
@@ -67,6 +66,8 @@ class PulsarReader(Reader):
             self._connection.forget(self._reader)
 
     def _more(self) -> bool:
+        if not self._persistent:
+            return True  # it has no end to look for, just what has arrived
         with translated("look for the end of the topic"):
             return bool(self._reader.has_message_available())
 
@@ -82,18 +83,3 @@ class PulsarReader(Reader):
 def milliseconds(instant: float | None) -> int:
     """The first millisecond that is not before `instant`, as Pulsar counts them; 0 without one."""
     return math.ceil((instant or 0) * 1000)
-
-
-class _Settled(Consumer):
-    """Stands as the consumer of what a reader gave out: there is no subscription to settle it on."""
-
-    connected = True
-
-    def receive(self, timeout: float) -> Delivery | None:  # noqa: ARG002
-        raise ClosedError("a reader's delivery has no consumer")
-
-    def acknowledge(self, delivery: Delivery) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
