@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from sqlalchemy.orm import Session
-
-MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class Database:
@@ -36,14 +31,6 @@ class Database:
         """A transaction that is committed at the end, or undone by an exception."""
         with Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
-
-    def migrate(self) -> None:
-        """Bring the tables to the newest version; does nothing when they are."""
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        with self.engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
 
     def close(self) -> None:
         self.engine.dispose()

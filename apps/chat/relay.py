@@ -12,12 +12,14 @@ from apps.chat.database import Database
 from apps.chat.models import outbox
 from apps.chat.settings import Settings
 from apps.events import app
+from pulsartasks.worker.logs import configure_logging
 
 log = structlog.get_logger(__name__)
 
 
 def main() -> None:
     """Relay until SIGTERM or Ctrl-C."""
+    configure_logging("info")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

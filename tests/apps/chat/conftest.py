@@ -17,6 +17,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from apps.chat.migrate import migrate
 from apps.chat.settings import Settings
 from apps.chat.web import auth, create_app
 from apps.chat.web.context import Services, limiter
@@ -95,7 +96,7 @@ def web(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
     monkeypatch.setattr(auth, "hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     web = create_app(settings)
     services: Services = web.extensions["babblebox"]
-    services.database.migrate()
+    migrate(services.database)
     limiter.reset()
     yield web
     services.live.close()
