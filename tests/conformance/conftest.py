@@ -1,0 +1,147 @@
+"""The same tests on the embedded broker and on a real Pulsar: every test with the fixture `broker` runs on both."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import pytest
+
+from pulsartasks import PulsarTasks
+from pulsartasks.worker.worker import Worker
+from tests.conformance import tasks
+from tests.conformance.processes import WorkerProcess
+from tests.conformance.records import Record
+from tests.services import PulsarServer, wait_until
+
+
+class BrokerUnderTest(Protocol):
+    """One of the brokers, as a place that tests may look into."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+
+    def backlog(self, topic: str, subscription: str) -> int:
+        """Messages that are not acknowledged on the subscription, those in a worker's hands included."""
+        ...
+
+
+@dataclass
+class Local:
+    folder: Path
+    name: str = "local"
+
+    @property
+    def url(self) -> str:
+        return f"local://{self.folder}/broker.db"
+
+    def backlog(self, topic: str, subscription: str) -> int:
+        with closing(sqlite3.connect(self.folder / "broker.db", timeout=30)) as sql:
+            [count] = sql.execute(
+                "SELECT count(*) FROM deliveries WHERE subscription_id IN (SELECT s.id FROM subscriptions s"
+                " JOIN topics t ON t.id = s.topic_id WHERE t.name = ? AND s.name = ?)",
+                (topic, subscription),
+            ).fetchone()
+        return int(count)
+
+
+@dataclass
+class Pulsar:
+    server: PulsarServer
+    name: str = "pulsar"
+
+    @property
+    def url(self) -> str:
+        return f"{self.server.service_url}?admin_url={self.server.admin_url}"
+
+    def backlog(self, topic: str, subscription: str) -> int:
+        stats: Any = self.server.stats(topic)["subscriptions"]
+        return int(stats[subscription]["msgBacklog"])
+
+
+@pytest.fixture(params=["local", pytest.param("pulsar", marks=pytest.mark.pulsar)])
+def broker(request: pytest.FixtureRequest) -> Iterator[BrokerUnderTest]:
+    """Each broker in turn."""
+    if request.param == "pulsar":
+        yield Pulsar(request.getfixturevalue("pulsar_server"))
+    else:
+        # Not pytest's folder: the path of a Unix socket beside the database must be short.
+        with tempfile.TemporaryDirectory(prefix="pt-") as folder:
+            yield Local(Path(folder))
+
+
+@pytest.fixture
+def name() -> str:
+    """An app's name that no other test has, so that tests can share a broker."""
+    return f"t{uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def app(broker: BrokerUnderTest, name: str) -> Iterator[PulsarTasks]:
+    """An app without tasks yet, for those of the test itself."""
+    app = PulsarTasks(name, broker.url)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    """What ran."""
+    return Record(tmp_path / "runs.jsonl")
+
+
+@pytest.fixture
+def acting(broker: BrokerUnderTest, name: str, record: Record) -> Iterator[PulsarTasks]:
+    """The app of `tests.conformance.tasks`, as worker processes have it too."""
+    app = tasks.make_app(name, broker.url, record)
+    yield app
+    app.close()
+
+
+@dataclass
+class Workers:
+    """Starts workers in this process, and sees to it that all are stopped and none failed."""
+
+    _stack: ExitStack
+    _failures: list[BaseException] = field(default_factory=list)
+
+    def __call__(self, app: PulsarTasks, *, concurrency: int = 4, **options: Any) -> Worker:
+        worker = Worker(app, concurrency=concurrency, **options)
+        self._stack.callback(worker.stop, grace=10.0)
+        worker.start(self._failures.append)
+        wait_until(lambda: worker.ready or bool(self._failures), "the worker did not get ready")
+        if self._failures:
+            raise self._failures[0]
+        return worker
+
+
+@pytest.fixture
+def start_worker(broker: BrokerUnderTest) -> Iterator[Workers]:
+    """Starts a worker in this process; gives it when it is ready."""
+    with ExitStack() as stack:
+        yield Workers(stack)
+
+
+StartProcess = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+def start_process(broker: BrokerUnderTest, name: str, record: Record) -> Iterator[StartProcess]:
+    """Starts ``pulsartasks worker`` on the app of `tests.conformance.tasks`; `mode` says for which of its tasks."""
+    with ExitStack() as stack:
+
+        def start(mode: str, *arguments: str) -> WorkerProcess:
+            env = {"PULSARTASKS_BROKER": broker.url, tasks.APP: name, tasks.RECORD: str(record.path)}
+            worker = WorkerProcess("-Q", mode, *arguments, env=env)
+            stack.callback(worker.clean_up)
+            return worker
+
+        yield start

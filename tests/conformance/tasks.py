@@ -1,0 +1,55 @@
+"""The tasks of worker processes: their arguments say what they do, and a file tells what ran.
+
+``pulsartasks worker -A tests.conformance.tasks:app`` finds its app's name and its file in the environment; the test that started
+it makes the same app for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pulsartasks import PulsarTasks, TaskContext
+from pulsartasks.options import Mode
+from tests.conformance.records import Record
+
+APP = "CONFORMANCE_APP"
+RECORD = "CONFORMANCE_RECORD"
+
+Deed = Literal["succeed", "raise", "retry", "hang", "exit"]
+MODES: tuple[Mode, ...] = ("shared", "exclusive", "failover", "key_shared")
+
+
+def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
+    """An app with a task for each mode, called as the mode, and `early`; all of them do what they are told."""
+    app = PulsarTasks(name, broker)
+
+    def act(context: TaskContext, label: str, deed: Deed = "succeed", seconds: float = 0.0, times: int = 1) -> str:
+        with record.attempt(label, context.retries + 1):
+            time.sleep(seconds)
+            match deed:
+                case "raise":
+                    raise ValueError(label)
+                case "retry" if context.retries < times:
+                    raise ConnectionError(label)
+                case "hang":
+                    time.sleep(3600)
+                case "exit":
+                    os._exit(3)
+        return f"{label} by {os.getpid()}"
+
+    def key(label: str, *_: Any, **__: Any) -> str:
+        return label.partition("/")[0]
+
+    for mode in MODES:
+        app.task(name=mode, bind=True, mode=mode, key=key, autoretry_for=(OSError,), default_retry_delay=0.3)(act)
+    app.task(name="early", bind=True, ack="early")(act)
+    return app
+
+
+def __getattr__(name: str) -> PulsarTasks:
+    if name != "app":
+        raise AttributeError(name)
+    return make_app(os.environ[APP], None, Record(Path(os.environ[RECORD])))
