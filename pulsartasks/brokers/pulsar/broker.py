@@ -38,6 +38,8 @@ _POSITIONS: dict[Start, Any] = {
 _NON_PERSISTENT_QUEUE = 1_000
 """What a non-persistent topic buffers at least: the consumer's queue is all it has, and what does not fit is lost."""
 _READER_QUEUE = 100
+_RELEASED_FOR = 5_000
+"""Milliseconds after which a message that was released is delivered again."""
 _BUSY_FOR = 2.0
 """Seconds for which a busy subscription is tried again: somebody who declares it holds it for a moment."""
 _BUSY_PAUSE = 0.1
@@ -88,6 +90,7 @@ class PulsarBroker(Broker):
                     consumer_type=_TYPES[subscription.mode],
                     receiver_queue_size=self._queue_size(subscription),
                     initial_position=_POSITIONS[subscription.start],
+                    negative_ack_redelivery_delay_ms=_RELEASED_FOR,
                 )
             except SubscriptionBusyError:
                 if time.monotonic() > deadline:
@@ -106,7 +109,8 @@ class PulsarBroker(Broker):
             )
             if start is pulsar.MessageId.earliest:
                 reader.seek(milliseconds(since))
-        return self._remember(PulsarReader(self._connection, reader, self._forget, since=since))
+        opened = PulsarReader(self._connection, reader, self._forget, since=since, persistent=is_persistent(topic))
+        return self._remember(opened)
 
     def trim(self, topic: str, subscription: str, *, before: float) -> None:
         for partition in self._partitions(topic):

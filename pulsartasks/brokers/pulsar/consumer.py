@@ -60,7 +60,7 @@ class PulsarConsumer(Consumer):
         self._settle(delivery.handle)
 
     def release(self, delivery: Delivery) -> None:
-        # The client waits a minute by default, and begins anew with every further one: fine for what hardly happens.
+        # The client's clock begins anew with every further one, so that releasing all the time gives nothing back.
         self._progress.forget(delivery.message_id)
         with suppress(pulsar.PulsarException):  # not connected or closed: the message comes again anyway
             self._consumer.negative_acknowledge(delivery.handle)
@@ -143,12 +143,16 @@ class TopicNames(dict[str, str]):
 
 def to_delivery(message: Any, names: TopicNames, consumer: Consumer | None = None) -> Delivery:
     message_id = message.message_id()
+    try:
+        key, headers = message.partition_key() or None, message.properties()
+    except UnicodeDecodeError:  # some client wrote bytes that are no text; they must not stop whoever receives them
+        key, headers = None, {}
     return Delivery(
         names[message.topic_name()],
         message_id_text(message_id),
         message.data(),
-        message.partition_key() or None,
-        message.properties(),
+        key,
+        headers,
         message.publish_timestamp() / 1000,
         consumer,
         message_id,

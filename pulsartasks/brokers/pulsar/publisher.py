@@ -178,7 +178,7 @@ class _Call:
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
         self._changed = threading.Condition()
-        self._outcomes: list[str | PulsarTasksError | None] = [check_size(publication) for publication in publications]
+        self._outcomes: list[str | PulsarTasksError | None] = [_refusal(publication) for publication in publications]
         self._on_the_way: dict[int, _Lane] = {}
         self._sent: set[int] = set()
         self._broken: set[_Lane] = set()
@@ -213,9 +213,9 @@ class _Call:
                     partition_key=publication.key,
                     deliver_at=_milliseconds(publication.deliver_at),
                 )
-            except (TypeError, ValueError) as error:  # from the binding: something is not bytes, or not a string
+            except (TypeError, ValueError) as error:  # from the binding
                 del self._on_the_way[index]
-                self._outcomes[index] = InvalidArgumentsError(f"a message is bytes with strings as headers: {error}")
+                self._outcomes[index] = _not_data(error)
 
     def fail(self, indices: Sequence[int], error: BaseException) -> None:
         for index in indices:
@@ -265,6 +265,18 @@ class _Call:
             else:
                 self._outcomes[index] = from_result(result, f"publish to {lane.topic}")
             self._changed.notify_all()
+
+
+def _refusal(publication: Publication) -> PulsarTasksError | None:
+    """Why this message is not sent at all, if so."""
+    try:
+        return check_size(publication)
+    except TypeError as error:
+        return _not_data(error)
+
+
+def _not_data(error: Exception) -> InvalidArgumentsError:
+    return InvalidArgumentsError(f"a message is bytes, with strings as key and headers: {error}")
 
 
 def _in_background(function: Callable[[], None]) -> None:

@@ -18,6 +18,8 @@ from pulsartasks.errors import ClosedError
 
 _ARRIVAL = 10.0
 """Seconds within which a message arrives that the broker says is there."""
+_MOMENT = 0.001
+"""Seconds in which the client gives what it has received already."""
 
 
 class PulsarReader(Reader):
@@ -30,22 +32,25 @@ class PulsarReader(Reader):
         on_close: Callable[[PulsarReader], None],
         *,
         since: float | None = None,
+        persistent: bool = True,
     ) -> None:
         self._connection = connection
         self._reader = connection.keep(reader)
         self._on_close = on_close
         self._names = TopicNames()
         self._since = milliseconds(since)
+        self._persistent = persistent
         self._lock = threading.Lock()
         self._closed = False
 
     def receive(self, timeout: float) -> Delivery | None:
-        deadline = time.monotonic() + (timeout if timeout > 0 else _ARRIVAL)
+        to_the_end = timeout <= 0 and self._persistent  # what is not stored has no end to look for
+        deadline = time.monotonic() + (_ARRIVAL if to_the_end else max(timeout, _MOMENT))
         while True:
             self._connection.check()
             if self._closed:
                 raise ClosedError("the reader was closed")
-            if timeout <= 0 and not self._more():
+            if to_the_end and not self._more():
                 return None
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -66,8 +71,6 @@ class PulsarReader(Reader):
             self._connection.forget(self._reader)
 
     def _more(self) -> bool:
-        if not self._persistent:
-            return True  # it has no end to look for, just what has arrived
         with translated("look for the end of the topic"):
             return bool(self._reader.has_message_available())
 
