@@ -29,7 +29,7 @@ EFFECTS = {"asyncio", "concurrent", "http", "multiprocessing", "select", "socket
 
 ALWAYS_INSTALLED = {"click", "msgspec", "pulsar", "structlog", "typing_extensions", *sys.stdlib_module_names}
 OURS = {"apps", "pulsartasks", "tools"}
-SHARED_BY_APPS = {"events"}
+SHARED_BY_APPS = {"audio", "events", "storage"}
 COMPOSITION = {"demo", "run"}
 """Start all apps together, so they may know them all."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from apps.audio import BadAudioError, probe
 from apps.chat.threads import Upload
-from apps.transcribe.audio import BadAudioError, probe
 
 _PICTURES = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), (b"GIF8", "image/gif"))
 

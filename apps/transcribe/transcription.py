@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from apps.transcribe.audio import SAMPLE_RATE, BadAudioError, decode
+from apps.audio import SAMPLE_RATE, BadAudioError, decode
 from apps.transcribe.engines import Engine
 
 

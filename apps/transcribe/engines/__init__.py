@@ -28,12 +28,12 @@ def _factories() -> dict[str, Callable[[str, int], Engine]]:
 
 
 def _openai(model: str, threads: int) -> Engine:
-    from apps.transcribe.engines.openai import OpenAIEngine  # noqa: PLC0415 - optional, 3 GB and 2 s to import
+    from apps.transcribe.engines.openai import OpenAIEngine
 
     return OpenAIEngine(model, threads)
 
 
 def _faster(model: str, threads: int) -> Engine:
-    from apps.transcribe.engines.faster import FasterEngine  # noqa: PLC0415 - optional
+    from apps.transcribe.engines.faster import FasterEngine
 
     return FasterEngine(model, threads)

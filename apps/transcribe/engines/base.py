@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from apps.transcribe.audio import Samples
+from apps.audio import Samples
 from pulsartasks.errors import ConfigurationError
 
 BEAMS = 5

@@ -5,7 +5,7 @@ import threading
 import ctranslate2
 from faster_whisper import WhisperModel
 
-from apps.transcribe.audio import Samples
+from apps.audio import Samples
 from apps.transcribe.engines.base import BEAMS, NO_SPEECH, TEMPERATURES, Segment, Speech, keep_speech
 
 

@@ -5,7 +5,7 @@ import threading
 import torch
 import whisper
 
-from apps.transcribe.audio import Samples
+from apps.audio import Samples
 from apps.transcribe.engines.base import BEAMS, NO_SPEECH, TEMPERATURES, Segment, Speech, keep_speech
 
 
