@@ -203,16 +203,22 @@ class Relay:
         Raises:
             ConfigurationError: the database is SQLite in memory, which other connections cannot see.
         """
+        _log.info("outbox.started", outbox=self._outbox.name, delivery="at least once")
         with self._hearing_commits():
             while not stop.is_set():
                 self._attend(stop)
+        _log.info("outbox.stopped", outbox=self._outbox.name)
 
     def _attend(self, stop: threading.Event) -> None:
         """Look again and again over one connection, until it breaks."""
         try:
             with self._engine.connect() as connection, self._claim(connection) as claim:
+                known: Collection[int] = ()
                 while not stop.is_set():
-                    self._look(connection, claim(), stop)
+                    if (shards := tuple(claim())) != known:
+                        _log.info("outbox.claimed", outbox=self._outbox.name, shards=shards)
+                        known = shards
+                    self._look(connection, shards, stop)
                     self._interruptions = 0
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
             delay = backoff(self._interruptions, factor=POLL, maximum=LONGEST_REST)
@@ -253,16 +259,10 @@ class Relay:
             return [_Row(row_id, Publication(*fields)) for row_id, *fields in connection.execute(query)]
 
     def _publish(self, topic: str, rows: Sequence[_Row]) -> dict[int, str]:
-        """Send rows of one topic in their order; gives the ids that the broker refused for good, with its reasons."""
-        answers: Sequence[str | PulsarTasksError]
-        try:
-            self._app.declare(topic)
-            answers = self._app.broker.publish_many([row.publication for row in rows], timeout=PUBLISH_TIMEOUT)
-        except PulsarTasksError as error:
-            answers = [error] * len(rows)
+        """Send rows of one topic in their order; gives the ids of those that will never be sent, and why."""
         parked: dict[int, str] = {}
-        trouble: PulsarTasksError | None = None
-        for row, answer in zip(rows, answers, strict=True):
+        trouble: Exception | None = None
+        for row, answer in zip(rows, self._send(topic, rows), strict=True):
             if isinstance(answer, str):
                 self._published.add(row.id)
             elif isinstance(answer, _TRANSIENT):
@@ -273,7 +273,17 @@ class Relay:
         self._note(topic, trouble)
         return parked
 
-    def _note(self, topic: str, trouble: PulsarTasksError | None) -> None:
+    def _send(self, topic: str, rows: Sequence[_Row]) -> Sequence[str | Exception]:
+        """For each row the id of its message, or why it has none."""
+        try:
+            self._app.declare(topic)
+            return self._app.broker.publish_many([row.publication for row in rows], timeout=PUBLISH_TIMEOUT)
+        except PulsarTasksError as error:
+            return [error] * len(rows)
+        except Exception as error:  # noqa: BLE001 - such as an instant that the client cannot express: find the row
+            return [error] if len(rows) == 1 else [answer for row in rows for answer in self._send(topic, [row])]
+
+    def _note(self, topic: str, trouble: Exception | None) -> None:
         """Leave a topic that is out of reach alone for a while, so that the others go on."""
         if trouble is None:
             self._resting.pop(topic, None)

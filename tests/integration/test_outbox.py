@@ -48,6 +48,7 @@ class FailingApp(PulsarTasks):
     def __init__(self, name: str, broker: str) -> None:
         super().__init__(name, broker)
         self.failures: dict[str, PulsarTasksError] = {}
+        """By topic."""
         self.attempts = 0
 
     def declare(self, topic: str) -> None:
@@ -504,6 +505,20 @@ def test_row_that_is_too_large_is_parked_and_the_next_goes_on(shop: Shop) -> Non
     assert row.error.startswith("MessageTooLargeError: ")
     (entry,) = [entry for entry in logs if entry["event"] == "outbox.parked"]
     assert (entry["log_level"], entry["row"], entry["topic"]) == ("error", row.id, shop.ordered.full_name)
+
+
+def test_row_that_the_client_chokes_on_is_parked_and_the_others_go_on(shop: Shop) -> None:
+    shop.send(Order("a", 1), Order("a", 2), Order("a", 3))
+    (_, second, _) = shop.rows()
+    with shop.engine.begin() as connection:
+        table = shop.outbox.table
+        connection.execute(table.update().where(table.c.id == second.id).values(properties=["no", "mapping"]))
+
+    with running(shop.relay()):
+        assert {order.number for order in shop.receive(2)} == {1, 3}
+        wait_until(lambda: [row.id for row in shop.rows()] == [second.id], "the bad row is not alone")
+
+    assert shop.rows()[0].error is not None
 
 
 def test_refused_row_is_parked_until_it_is_released(shop: Shop) -> None:
