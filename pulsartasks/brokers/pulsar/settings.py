@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,7 +12,9 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from pulsartasks.errors import ConfigurationError
 from pulsartasks.options import check_names
 
-_ADMIN_OF_PORT = {("pulsar", "6650"): "http://{host}:8080", ("pulsar+ssl", "6651"): "https://{host}:8443"}
+_OWN_PORTS = {"pulsar": ("6650", "http", "8080"), "pulsar+ssl": ("6651", "https", "8443")}
+"""Pulsar's own port of each scheme, and where the admin interface is beside it."""
+_HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[\w.-]+)(:(?P<port>\d{1,5}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class PulsarSettings:
     def parse(cls, url: str, environ: Mapping[str, str] | None = None) -> PulsarSettings:
         """The settings of `url`; what it leaves out comes from `environ` (default: this process's).
 
-        >>> PulsarSettings.parse("pulsar://localhost:6650?token_file=/run/token", {}).admin_url
+        >>> PulsarSettings.parse("pulsar://localhost:6650?operation_timeout=5", {}).admin_url
         'http://localhost:8080'
 
         Raises:
@@ -95,12 +98,12 @@ class PulsarSettings:
 
 
 def _service_url(parts: SplitResult) -> str:
-    if parts.scheme not in ("pulsar", "pulsar+ssl") or not parts.hostname:
-        raise ConfigurationError("a Pulsar URL reads pulsar://HOST:6650 or pulsar+ssl://HOST:6651")
     if "@" in parts.netloc or parts.path not in ("", "/") or parts.fragment:
         raise ConfigurationError(
             "a Pulsar URL has no user, path or fragment: pulsar://HOST:6650?name=value; a namespace belongs to the app"
         )
+    if parts.scheme not in _OWN_PORTS or not all(map(_HOST.fullmatch, parts.netloc.split(","))):
+        raise ConfigurationError("a Pulsar URL reads pulsar://HOST:6650 or pulsar+ssl://HOST:6651")
     return f"{parts.scheme}://{parts.netloc}"
 
 
@@ -109,9 +112,11 @@ def _admin_url(parts: SplitResult, given: str | None) -> str | None:
         if given and urlsplit(given).scheme not in ("http", "https"):
             raise ConfigurationError(f"admin_url reads http://HOST:8080 or https://HOST:8443, not {given!r}")
         return given.rstrip("/") or None
-    first_host, _, port = parts.netloc.split(",")[0].rpartition(":")
-    pattern = _ADMIN_OF_PORT.get((parts.scheme, port))
-    return pattern.format(host=first_host) if pattern else None
+    first = _HOST.match(parts.netloc)
+    own_port, admin_scheme, admin_port = _OWN_PORTS[parts.scheme]
+    if first is None or first["port"] not in (None, own_port):
+        return None
+    return f"{admin_scheme}://{first['name']}:{admin_port}"
 
 
 def _has_token(given: Mapping[str, str]) -> bool:
