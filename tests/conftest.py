@@ -114,8 +114,6 @@ def _pulsar(config: pytest.Config) -> Future[services.PulsarServer]:
 
 
 def _start_pulsar(config: pytest.Config) -> services.PulsarServer:
-    if borrowed := os.environ.get("TEST_PULSAR"):
-        return services.BorrowedPulsar(*borrowed.split(","))
     server = services.PulsarServer(downloads.pulsar(), _folder(config) / "pulsar")
     server.start()
     return server

@@ -1,7 +1,6 @@
 """The real servers of the test run, each started once, on free ports of this machine, and stopped with the run.
 
-``python -m tests.services`` starts a Pulsar by hand and says its addresses; with ``TEST_PULSAR=SERVICE_URL,ADMIN_URL``
-in the environment the tests use one that runs already, and those that restart it are skipped.
+``python -m tests.services`` starts a Pulsar by hand.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 from tools import downloads
 
@@ -126,10 +123,11 @@ class Process:
 class PulsarServer:
     """A standalone Pulsar of its own folder and ports, with the settings that production should have too."""
 
-    def __init__(self, distribution: Path, folder: Path) -> None:
+    def __init__(self, distribution: Path, folder: Path, *, ports: tuple[int, int] | None = None) -> None:
         self._distribution = distribution
         self._folder = folder
-        self._broker_port, self._web_port, self._bookie_port = free_ports(3)
+        *free, self._bookie_port = free_ports(3)
+        self._broker_port, self._web_port = ports or free
         self._process: Process | None = None
         self.service_url = f"pulsar://{LOOPBACK}:{self._broker_port}"
         self.admin_url = f"http://{LOOPBACK}:{self._web_port}"
@@ -172,15 +170,25 @@ class PulsarServer:
     def admin(self, method: str, path: str, body: object = None) -> object:
         """One call of the admin interface below ``/admin/v2/``; the answer decoded, None where it is empty.
 
+        A broker that has just come back may miss its own bookie for a moment and answer 500, so that is asked again.
+
         Raises:
             urllib.error.HTTPError: the broker refused it.
         """
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.admin_url}/admin/v2/{path}", data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        patience = time.monotonic() + 15
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if error.code < 500 or time.monotonic() > patience:
+                    raise
+                error.close()
+            time.sleep(0.2)
 
     def _ready(self) -> bool:
         return _answers(f"{self.admin_url}/admin/v2/brokers/health")
@@ -194,24 +202,6 @@ class PulsarServer:
         original = (self._distribution / "conf" / "standalone.conf").read_text()
         kept = [line for line in original.splitlines() if line.partition("=")[0] not in settings]
         return "\n".join([*kept, *(f"{name}={value}" for name, value in settings.items()), ""])
-
-
-class BorrowedPulsar(PulsarServer):
-    """A Pulsar that runs already and is left running."""
-
-    def __init__(self, service_url: str, admin_url: str) -> None:
-        self.service_url = service_url
-        self.admin_url = admin_url
-
-    def start(self) -> None:
-        """It runs."""
-
-    def stop(self, *, kill: bool = False) -> None:
-        """Others use it."""
-
-    def restart(self, *, kill: bool = False, down: float = 0.0) -> None:
-        """Others use it: skips the test."""
-        pytest.skip("the Pulsar of TEST_PULSAR is not restarted")
 
 
 def _topic_path(topic: str) -> str:
@@ -355,11 +345,11 @@ def _without_attributes(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Runs a Pulsar until Ctrl-C."""
+    """Runs a Pulsar with its own usual ports until Ctrl-C."""
     folder = Path(tempfile.mkdtemp(prefix="pulsartasks-"))
-    server = PulsarServer(downloads.pulsar(), folder)
+    server = PulsarServer(downloads.pulsar(), folder, ports=(6650, 8080))
     server.start()
-    print(f"TEST_PULSAR={server.service_url},{server.admin_url}", flush=True)
+    print(f"Pulsar is ready: {server.service_url}", flush=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

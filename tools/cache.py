@@ -41,7 +41,7 @@ def make_whole(name: str, build: Callable[[Path], None]) -> Path:
     """The path of `name` in the cache, made by `build` if it is not there.
 
     `build` gets a path beside it and writes a file or a folder there; only when it has ended well is that renamed into
-    place. A set-up that is killed leaves nothing that the next one trusts; of two at once one builds and the other waits.
+    place. A set-up that is killed leaves nothing that the next one trusts; of two at once one builds, the other waits.
     """
     target = cache_folder() / name
     if target.exists():
