@@ -1,0 +1,54 @@
+"""Every example runs alone, in an empty folder, and says what it promises."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+PROMISES = {
+    "countdown": ["* all three are with the broker", "* at once", "* three seconds later", "never early: True True"],
+    "dead_letters": ["tea:    3", "coffee: KeyError 'coffee'", "kept:   *because of KeyError", "left:   0"],
+    "events": ["mail:  order 2 is confirmed", "stock: tea is put aside for order 1", "stock: cups *for order 2"],
+    "hello": ["called here* -> 5", "called through the broker* -> 5", "refused *Expected `int`, got `str`"],
+    "order_per_key": ["*'Ada': [[]1, 2, 3]*", "*'Grace': [[]1, 2, 3]*", "*'Linus': [[]1, 2, 3]*"],
+    "outbox": ["committed:   order 3", "rolled back: order 2*", "invoiced:    order 1, tea", "invoiced:    order 3*"],
+    "resources": ["loading *", "translated: bonjour monde tâche", "... and it is put away *"],
+    "results_from_elsewhere": ["nobody has run it: PENDING", "a worker has: 144 SUCCESS"],
+    "retry": ["* attempt 3", "*fetch returned '42 bytes'*", "*poll raised TimeoutError(the report was never done)*"],
+    "tail": ["tea now costs 4", "tea now costs 6", "the loop has ended: True"],
+    "testing": ["passed*"],
+    "worker_killed": ["begun by 2 processes, finished by the last one: True"],
+}
+
+
+def test_every_example_has_its_promise_here() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(PROMISES)
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_example_runs_alone_and_keeps_its_promise(name: str, tmp_path: Path) -> None:
+    example = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert example.returncode == 0, example.stderr
+    lines = example.stdout.splitlines()
+    assert [promise for promise in PROMISES[name] if not fnmatch.filter(lines, promise)] == [], example.stdout
+
+
+def _environment() -> dict[str, str]:
+    """As it is on a machine where nothing is set for pulsartasks."""
+    ours = ("PULSARTASKS_", "PYTHONPATH")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {"PYTHONUTF8": "1"}
