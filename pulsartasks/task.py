@@ -63,6 +63,7 @@ class Task(Generic[P, R]):
         functools.update_wrapper(self, function)
         self.function = function
         self.options = options
+        self.retry_policy = options.retry_policy
         self.name = options.name or function.__name__
         self.subscription = options.subscription or host.name
         self.injected = _injected(function, resources)
@@ -92,7 +93,7 @@ class Task(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now, without any broker."""
         if self.options.bind:
-            context = TaskContext(Request(task=self.name), self.options.retry_policy)
+            context = TaskContext(Request(task=self.name), self.retry_policy)
             return self.function(context, *args, **kwargs)
         return self.function(*args, **kwargs)
 

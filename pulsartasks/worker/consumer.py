@@ -138,6 +138,10 @@ class ConsumerThreads(ABC):
                 _log.warning("consumer.failed", subscription=self.subscription.name, error=str(error))
                 self._stopping.wait(backoff(tries, factor=0.1, maximum=5.0))
                 tries += 1
+            except Exception:  # noqa: BLE001 - a middleware's or our own bug must not end a thread in silence
+                _log.exception("consumer.failed", subscription=self.subscription.name)
+                self._stopping.wait(backoff(tries, factor=0.1, maximum=5.0))
+                tries += 1
 
     def _wait_until_due(self, delivery: Delivery) -> bool:
         """Hold a message that came early; False if it must not run here: the worker stops, or it is far too early."""

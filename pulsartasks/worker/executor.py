@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 import socket
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from structlog.contextvars import bind_contextvars, reset_contextvars
 from typing_extensions import assert_never
 
 from pulsartasks import message
@@ -59,13 +61,15 @@ class Route:
     """The tasks a message on this topic may name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """One attempt about to be made."""
 
     delivery: Delivery
     route: Route
+    task: Task[..., Any] | None
+    """None if the message names a task that is not known here."""
     request: Request
+    unreadable: UnreadableMessageError | None = None
 
 
 class Executor:
@@ -81,8 +85,8 @@ class Executor:
         self._app = app
         self._routes = routes
         self._resources = resources
-        self._middleware = middleware
-        self._worker = f"{socket.gethostname()}:{threading.get_native_id()}"
+        self._attempt = wrap_execute(middleware, self._call)
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._loop = _LoopThread()
         self.stopping = threading.Event()
         """Once set, a delivery whose settlement fails is given up at once: the broker delivers it again elsewhere."""
@@ -95,10 +99,9 @@ class Executor:
         With `in_place`, a retry is not settled but left to the caller, who runs the delivery again after the seconds
         given back, with `retries` (attempts made so) raised by one; otherwise the result is None.
         """
-        run = self._prepare(delivery, subscription, retries)
-        structlog.contextvars.bind_contextvars(
-            task=run.request.task, id=run.request.id, attempt=run.request.retries + 1
-        )
+        run = self._read(delivery, subscription, retries)
+        request = run.request
+        context = bind_contextvars(task=request.task, id=request.id, attempt=request.retries + 1)
         began = time.perf_counter()
         try:
             if run.route.task.options.ack == "early":
@@ -111,52 +114,58 @@ class Executor:
                 delivery.release()
             return postponed
         finally:
-            structlog.contextvars.clear_contextvars()
+            reset_contextvars(**context)
 
     def close(self) -> None:
         self._loop.close()
 
     # Reading
 
-    def _prepare(self, delivery: Delivery, subscription: str, retries: int) -> Run:
+    def _read(self, delivery: Delivery, subscription: str, retries: int) -> Run:
         route = self._routes[delivery.topic, subscription]
         headers = delivery.properties
+        name = headers.get(message.TASK) or route.task.name
+        task = route.by_name.get(name)
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        unreadable = None
+        if task is not None:
+            try:
+                args, kwargs = _arguments(delivery, task)
+            except UnreadableMessageError as error:
+                unreadable = error
         request = Request(
             id=headers.get(message.TASK_ID) or delivery.message_id,
-            task=headers.get(message.TASK) or route.task.name,
+            task=name,
             topic=delivery.topic,
             subscription=subscription,
             key=delivery.key,
+            args=args,
+            kwargs=kwargs,
             retries=read_int(headers, message.ATTEMPT) + retries,
             headers=headers,
             published_at=delivery.published_at,
             called_directly=False,
         )
-        return Run(delivery, route, request)
-
-    def _arguments(self, run: Run, task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:
-        value = run.delivery.value
-        if message.TASK in run.delivery.properties:
-            return task.codec.decode(value)
-        if task.event_topic is not None:
-            return [task.codec.payload.decode(value)], {}
-        return task.codec.decode_keywords(value)
+        return Run(delivery, route, task, request, unreadable)
 
     # Running
 
     def _run(self, run: Run) -> Outcome:
-        task = run.route.by_name.get(run.request.task)
-        if task is None:
-            return self._unknown(run)
+        if run.task is None:
+            return _unknown(run)
+        if run.unreadable is not None:
+            return Died(run.unreadable, "unreadable")
         try:
-            args, kwargs = self._arguments(run, task)
-        except UnreadableMessageError as error:
-            return Died(error, "unreadable")
-        attempt = wrap_execute(self._middleware, lambda request: self._attempt(task, request, args, kwargs))
-        return attempt(run.request)
+            return self._attempt(run.request)
+        except Exception as error:  # noqa: BLE001 - a middleware's: what the task raises is an outcome already
+            return Died(error, "failed")
 
-    def _attempt(self, task: Task[..., Any], request: Request, args: list[Any], kwargs: dict[str, Any]) -> Outcome:
-        policy = task.options.retry_policy
+    def _call(self, request: Request) -> Outcome:
+        """The innermost of the onion: call the function."""
+        task = self._routes[request.topic, request.subscription].by_name[request.task]
+        policy = task.retry_policy
+        args, kwargs = request.args, dict(request.kwargs)
         for name, kind in task.injected.items():
             kwargs[name] = self._resources[kind]
         if task.options.bind:
@@ -172,13 +181,6 @@ class Executor:
             if policy.covers(error) and policy.has_left(request.retries):
                 return Retried(error, policy.delay(request.retries, random.random))
             return Died(error, "failed")
-
-    def _unknown(self, run: Run) -> Outcome:
-        error = UnknownTaskError(
-            f"no task {run.request.task!r} on this topic; known here: {', '.join(sorted(run.route.by_name)) or 'none'}"
-        )
-        delay = unknown_task_delay(time.time() - run.delivery.published_at, run.request.retries)
-        return Died(error, "unknown task") if delay is None else Retried(error, delay)
 
     # Settling
 
@@ -221,8 +223,7 @@ class Executor:
         return encode(value) if self._wants_result(run) else b"null"
 
     def _wants_result(self, run: Run) -> bool:
-        task = run.route.by_name.get(run.request.task)
-        return message.TASK in run.delivery.properties and task is not None and not task.options.ignore_result
+        return run.task is not None and not run.task.options.ignore_result and message.TASK in run.delivery.properties
 
     def _store_result(self, run: Run, *, value: bytes = b"null", error: BaseException | None = None) -> None:
         if not self._wants_result(run):
@@ -257,6 +258,21 @@ class Executor:
                 or _iso(run.delivery.published_at),
             },
         )
+
+
+def _arguments(delivery: Delivery, task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:
+    if message.TASK in delivery.properties:
+        return task.codec.decode(delivery.value)
+    if task.event_topic is not None:
+        return [task.codec.payload.decode(delivery.value)], {}
+    return task.codec.decode_keywords(delivery.value)
+
+
+def _unknown(run: Run) -> Outcome:
+    known = ", ".join(sorted(run.route.by_name)) or "none"
+    error = UnknownTaskError(f"no task {run.request.task!r} on this topic; known here: {known}")
+    delay = unknown_task_delay(time.time() - run.delivery.published_at, run.request.retries)
+    return Died(error, "unknown task") if delay is None else Retried(error, delay)
 
 
 def _retry_copy(run: Run, delay: float) -> Publication:

@@ -1,0 +1,1 @@
+"""What pulsartasks costs on this machine, beside the bare Pulsar client in the same run: ratios count, not figures."""
