@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -13,17 +13,17 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 PROMISES = {
-    "countdown": ["* all three are with the broker", "* at once", "* three seconds later", "never early: True True"],
+    "countdown": ["all three are with the broker", "at once", "three seconds later", "never early: True True"],
     "dead_letters": ["tea:    3", "coffee: KeyError 'coffee'", "kept:   *because of KeyError", "left:   0"],
     "events": ["mail:  order 2 is confirmed", "stock: tea is put aside for order 1", "stock: cups *for order 2"],
     "hello": ["called here* -> 5", "called through the broker* -> 5", "refused *Expected `int`, got `str`"],
-    "order_per_key": ["*'Ada': [[]1, 2, 3]*", "*'Grace': [[]1, 2, 3]*", "*'Linus': [[]1, 2, 3]*"],
-    "outbox": ["committed:   order 3", "rolled back: order 2*", "invoiced:    order 1, tea", "invoiced:    order 3*"],
-    "resources": ["loading *", "translated: bonjour monde tâche", "... and it is put away *"],
+    "order_per_key": ["'Ada': [[]1, 2, 3]", "'Grace': [[]1, 2, 3]", "'Linus': [[]1, 2, 3]"],
+    "outbox": ["committed:   order 3", "rolled back: order 2", "invoiced:    order 1, tea", "invoiced:    order 3"],
+    "resources": ["loading ", "translated: bonjour monde tâche", "... and it is put away "],
     "results_from_elsewhere": ["nobody has run it: PENDING", "a worker has: 144 SUCCESS"],
-    "retry": ["* attempt 3", "*fetch returned '42 bytes'*", "*poll raised TimeoutError(the report was never done)*"],
+    "retry": ["attempt 3", "fetch returned '42 bytes'", "poll raised TimeoutError(the report was never done)"],
     "tail": ["tea now costs 4", "tea now costs 6", "the loop has ended: True"],
-    "testing": ["passed*"],
+    "testing": ["passed"],
     "worker_killed": ["begun by 2 processes, finished by the last one: True"],
 }
 
@@ -44,8 +44,7 @@ def test_example_runs_alone_and_keeps_its_promise(name: str, tmp_path: Path) -> 
     )
 
     assert example.returncode == 0, example.stderr
-    lines = example.stdout.splitlines()
-    assert [promise for promise in PROMISES[name] if not fnmatch.filter(lines, promise)] == [], example.stdout
+    assert [promise for promise in PROMISES[name] if not fnmatch(example.stdout, f"*{promise}*")] == [], example.stdout
 
 
 def _environment() -> dict[str, str]:
