@@ -235,7 +235,7 @@ def _run(state: Path, port: int) -> int:
         database = Database(settings.database_url)
         migrate(database)
         box = BabbleBox(_parts(port), env)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, box.ask_to_stop)
         say(_introduction(env))
         try:

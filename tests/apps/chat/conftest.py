@@ -21,6 +21,7 @@ from apps.chat.migrate import migrate
 from apps.chat.settings import Settings
 from apps.chat.web import auth, create_app
 from apps.chat.web.context import Services, limiter
+from apps.events import app as babblebox
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d494844520000000100000001080600000"
@@ -47,7 +48,7 @@ class Person:
         self.name = name
 
     def get(self, path: str, **options: Any) -> TestResponse:
-        return self.client.get(path, **options)
+        return self.client.get(path, **{"buffered": True, **options})
 
     def post(self, path: str, **data: Any) -> TestResponse:
         """Submit a form as the page does, with the token that it carries."""
@@ -92,7 +93,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def web(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+def web(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+    monkeypatch.setenv("PULSARTASKS_BROKER", f"local://{tmp_path}/broker.db")
     monkeypatch.setattr(auth, "hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     web = create_app(settings)
     services: Services = web.extensions["babblebox"]
@@ -101,6 +103,7 @@ def web(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
     yield web
     services.live.close()
     services.database.close()
+    babblebox.close()
 
 
 @pytest.fixture

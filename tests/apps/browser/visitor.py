@@ -1,0 +1,96 @@
+"""Somebody who uses BabbleBox with a browser: what a person does, in a person's words."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+
+from jiwer import wer
+from playwright.sync_api import FilePayload, Locator, Page, expect
+
+
+class Visitor:
+    """One person, one page."""
+
+    def __init__(self, page: Page, name: str) -> None:
+        self.page = page
+        self.name = f"{name}-{secrets.token_hex(3)}"
+        """Of its own, so that tests can share a running copy."""
+
+    def sign_up(self, address: str = "/sign-up") -> None:
+        self.page.goto(address)
+        self.page.get_by_label("Your name").fill(self.name)
+        self.page.get_by_label("Password").fill("correct horse")
+        self.page.get_by_role("button", name="Sign up").click()
+        self.page.wait_for_url(re.compile("/chats"))
+
+    def new_chat(self, friend: str = "") -> str:
+        """Start a chat and return its address."""
+        self.page.goto("/chats/new")
+        self.page.get_by_label("With whom?").fill(friend)
+        self.page.get_by_role("button", name="Start the chat").click()
+        self.page.wait_for_url(re.compile("/chats/[0-9a-f]{32}$"))
+        return self.page.url
+
+    def invite_link(self) -> str:
+        self.page.get_by_role("button", name="Add people").click()
+        link = self.page.get_by_label("Anybody else, by link").input_value()
+        self.page.get_by_role("button", name="Close").click()
+        return link
+
+    def record(self, seconds: int) -> None:
+        """Press Record, let the microphone hear so many seconds, and stop."""
+        self.page.get_by_role("button", name="Record", exact=True).click()
+        timer = self.page.locator("#timer")
+        expect(timer).to_have_text(re.compile(rf"0:{seconds:02d}"))
+        self.page.get_by_role("button", name="Stop and listen").click()
+        expect(self.page.locator("#review voice-player")).to_be_visible()
+
+    def upload(self, recording: Path | FilePayload) -> None:
+        self.page.set_input_files("#audio-file", recording)
+        expect(self.page.locator("#review voice-player")).to_be_visible()
+
+    def attach(self, picture: Path | FilePayload) -> None:
+        self.page.set_input_files("#picture-file", picture)
+        expect(self.page.locator("#attached")).to_be_visible()
+
+    def send(self) -> Locator:
+        """Press Send and return the message that appears."""
+        before = self.messages.count()
+        self.page.locator("#send:visible, #send-picture:visible").click()
+        expect(self.messages).to_have_count(before + 1)
+        return self.messages.last
+
+    @property
+    def messages(self) -> Locator:
+        return self.page.locator("#messages > li")
+
+    def transcript(self, number: int = -1) -> Locator:
+        """The finished transcript of a message."""
+        return self.messages.nth(number).locator("[data-transcript=ok]")
+
+    def stay(self) -> None:
+        """Remember this very page; `stayed` tells whether it was ever loaded again."""
+        self.page.evaluate("window.stayed = true")
+
+    @property
+    def stayed(self) -> bool:
+        return bool(self.page.evaluate("window.stayed === true"))
+
+
+def shown(image: Locator) -> bool:
+    """Whether a picture was really loaded and painted."""
+    expect(image).to_be_visible()
+    image.scroll_into_view_if_needed()
+    return bool(image.evaluate("async (image) => { await image.decode(); return image.naturalWidth > 0; }"))
+
+
+def word_error_rate(heard: str | list[str], spoken: str | list[str]) -> float:
+    """Of words alone: punctuation and case are a matter of style."""
+    return float(wer(_words(spoken), _words(heard)))
+
+
+def _words(text: str | list[str]) -> list[str]:
+    texts = [text] if isinstance(text, str) else text
+    return [" ".join(re.findall(r"[a-z0-9']+", each.lower())) for each in texts]
