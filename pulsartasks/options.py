@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, get_args
 
 from pulsartasks.errors import ConfigurationError
 from pulsartasks.retry import RetryPolicy
+from pulsartasks.topics import is_name
 
 Mode = Literal["shared", "exclusive", "failover", "key_shared"]
 Ack = Literal["late", "early"]
@@ -16,6 +17,9 @@ Start = Literal["earliest", "latest"]
 
 ORDERED: frozenset[str] = frozenset({"exclusive", "failover", "key_shared"})
 """Modes that keep an order: their retries happen in place, while the key (or the topic) waits."""
+
+_FROM_CELERY = {"acks_late": "ack", "queue": "topic", "routing_key": "key"}
+"""What comes nearest to an option that Celery has and pulsartasks calls otherwise."""
 
 
 class TaskKeywords(TypedDict, total=False):
@@ -102,42 +106,33 @@ class TaskOptions:
         """
         check_names(keywords, {field.name for field in fields(cls)}, what=f"task {task!r}")
         options = cls(**keywords)
-        for message in options._complaints():
-            raise ConfigurationError(f"task {task!r}: {message}")
+        for complaint in options._complaints():
+            raise ConfigurationError(f"task {task!r}: {complaint}")
         return options
 
-    def _complaints(self) -> list[str]:
-        return [
-            text
-            for text, wrong in (
-                (
-                    f"mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}",
-                    self.mode not in get_args(Mode),
-                ),
-                (f"ack must be 'late' or 'early', not {self.ack!r}", self.ack not in get_args(Ack)),
-                (f"start must be 'earliest' or 'latest', not {self.start!r}", self.start not in get_args(Start)),
-                ("key= must be a function of the task's arguments", self.key is not None and not callable(self.key)),
-                (
-                    "autoretry_for and dont_autoretry_for take tuples of exception classes",
-                    not all(_is_exception(e) for e in (*self.autoretry_for, *self.dont_autoretry_for)),
-                ),
-                (
-                    "max_retries must be 0 or more, or None for no end",
-                    self.max_retries is not None and self.max_retries < 0,
-                ),
-                ("concurrency must be at least 1", self.concurrency is not None and self.concurrency < 1),
-                ("prefetch must be at least 1", self.prefetch is not None and self.prefetch < 1),
-                (
-                    "retry delays are seconds and cannot be negative",
-                    min(self.default_retry_delay, self.retry_backoff_max) < 0,
-                ),
-                (
-                    f"{self.mode} runs one message at a time; leave concurrency out, or use key_shared",
-                    self.mode in ("exclusive", "failover") and self.concurrency not in (None, 1),
-                ),
-            )
-            if wrong
-        ]
+    def _complaints(self) -> Iterator[str]:
+        """What is wrong, first things first: a check may rely on those before it."""
+        checks: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+            "mode": (get_args(Mode).__contains__, f"one of {', '.join(get_args(Mode))}"),
+            "ack": (get_args(Ack).__contains__, "'late' or 'early'"),
+            "start": (get_args(Start).__contains__, "'earliest' or 'latest'"),
+            "key": (lambda key: key is None or callable(key), "a function of the task's arguments"),
+            "subscription": (lambda name: name is None or is_name(name), "a name of letters, digits and . _ - only"),
+            "dead_letter": (lambda name: isinstance(name, bool) or is_name(name), "True, False or a topic's name"),
+            "autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
+            "dont_autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
+            "max_retries": (lambda n: n is None or _is_whole(n, 0), "0 or more, or None for no end"),
+            "concurrency": (lambda n: n is None or _is_whole(n, 1), "a whole number of at least 1"),
+            "prefetch": (lambda n: n is None or _is_whole(n, 1), "a whole number of at least 1"),
+            "retry_backoff": (_is_seconds, "True, False, or the seconds to begin with"),
+            "retry_backoff_max": (_is_seconds, "seconds, 0 or more"),
+            "default_retry_delay": (_is_seconds, "seconds, 0 or more"),
+        }
+        for option, (accepts, wanted) in checks.items():
+            if not accepts(getattr(self, option)):
+                yield f"{option} must be {wanted}, not {getattr(self, option)!r}"
+        if self.mode in ("exclusive", "failover") and self.concurrency not in (None, 1):
+            yield f"{self.mode} runs one message at a time; leave concurrency out, or use key_shared"
 
 
 def check_names(given: Collection[str], known: Collection[str], *, what: str) -> None:
@@ -150,10 +145,18 @@ def check_names(given: Collection[str], known: Collection[str], *, what: str) ->
     """
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            close = difflib.get_close_matches(_FROM_CELERY.get(name, name), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(known))}"
             raise ConfigurationError(f"{what} has no option {name!r}; {hint}")
 
 
-def _is_exception(candidate: object) -> bool:
-    return isinstance(candidate, type) and issubclass(candidate, BaseException)
+def _are_exceptions(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(e, type) and issubclass(e, BaseException) for e in value)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and value >= 0

@@ -44,6 +44,15 @@ def qualify(name: str, *, app: str, namespace: str = DEFAULT_NAMESPACE) -> str:
     return f"persistent://{check_namespace(namespace)}/{local}"
 
 
+def is_name(text: object) -> bool:
+    """Whether `text` can be a topic's short name, or a subscription's.
+
+    >>> is_name("billing"), is_name("a b"), is_name("")
+    (True, False, False)
+    """
+    return isinstance(text, str) and _LOCAL_NAME.fullmatch(text) is not None
+
+
 def check_namespace(namespace: str) -> str:
     """`namespace` itself, if it reads TENANT/NAMESPACE; else a `ConfigurationError`."""
     if _NAMESPACE.fullmatch(namespace) is None:
