@@ -81,17 +81,16 @@ class PulsarBroker(Broker):
         return self._publisher.publish_many(publications, timeout=timeout)
 
     def subscribe(self, subscription: Subscription) -> Consumer:
+        options = {
+            "consumer_type": _TYPES[subscription.mode],
+            "receiver_queue_size": self._queue_size(subscription),
+            "initial_position": _POSITIONS[subscription.start],
+            "negative_ack_redelivery_delay_ms": _RELEASED_FOR,
+        }
         deadline = time.monotonic() + _BUSY_FOR
         while True:
             try:
-                consumer = self._subscribe(
-                    list(dict.fromkeys(subscription.topics)),
-                    subscription.name,
-                    consumer_type=_TYPES[subscription.mode],
-                    receiver_queue_size=self._queue_size(subscription),
-                    initial_position=_POSITIONS[subscription.start],
-                    negative_ack_redelivery_delay_ms=_RELEASED_FOR,
-                )
+                consumer = self._subscribe(subscription.topics, subscription.name, **options)
             except SubscriptionBusyError:
                 if time.monotonic() > deadline:
                     raise
@@ -100,23 +99,23 @@ class PulsarBroker(Broker):
                 return self._remember(PulsarConsumer(self._connection, consumer, self._forget))
 
     def read(self, topic: str, *, since: float | None = None) -> Reader:
-        start = pulsar.MessageId.latest
-        if since is not None and is_persistent(topic):
-            start = pulsar.MessageId.earliest
+        stored = is_persistent(topic)
         with translated(f"read {topic}"):
             reader = self._consuming().create_reader(
-                topic, start, receiver_queue_size=_READER_QUEUE if is_persistent(topic) else _NON_PERSISTENT_QUEUE
+                topic,
+                pulsar.MessageId.latest if since is None or not stored else pulsar.MessageId.earliest,
+                receiver_queue_size=_READER_QUEUE if stored else _NON_PERSISTENT_QUEUE,
             )
-            if start is pulsar.MessageId.earliest:
-                reader.seek(milliseconds(since))
-        opened = PulsarReader(self._connection, reader, self._forget, since=since, persistent=is_persistent(topic))
-        return self._remember(opened)
+        opened = self._remember(PulsarReader(self._connection, reader, self._forget, since=since, stored=stored))
+        opened.seek()
+        return opened
 
     def trim(self, topic: str, subscription: str, *, before: float) -> None:
-        for partition in self._partitions(topic):
+        for partition in self._partitions(topic) if is_persistent(topic) else ():
             self._trim_partition(partition, subscription, before)
 
     def close(self) -> None:
+        self._connection.refuse()
         with self._lock:
             opened, self._opened = self._opened, set()
         run_within(CLOSE_TIMEOUT, partial(_close_all, opened))
@@ -143,7 +142,7 @@ class PulsarBroker(Broker):
         """Make a subscription by using it; whoever holds it meanwhile in another mode tries again."""
         try:
             consumer = self._subscribe(
-                [topic],
+                (topic,),
                 subscription,
                 consumer_type=pulsar.ConsumerType.Exclusive,
                 receiver_queue_size=1,
@@ -162,7 +161,7 @@ class PulsarBroker(Broker):
     def _acknowledge_up_to(self, topic: str, subscription: str, before: float) -> None:
         """Trim as any consumer may: by reading what is too old."""
         consumer = self._subscribe(
-            [topic],
+            (topic,),
             subscription,
             consumer_type=pulsar.ConsumerType.Exclusive,
             initial_position=pulsar.InitialPosition.Earliest,
@@ -177,9 +176,10 @@ class PulsarBroker(Broker):
         finally:
             run_within(CLOSE_TIMEOUT, consumer.close)
 
-    def _subscribe(self, topics: list[str], subscription: str, **options: Any) -> Any:
-        with translated(f"subscribe {subscription} to {', '.join(topics)}"):
-            return self._consuming().subscribe(topics[0] if len(topics) == 1 else topics, subscription, **options)
+    def _subscribe(self, topics: Sequence[str], subscription: str, **options: Any) -> Any:
+        distinct = list(dict.fromkeys(topics))
+        with translated(f"subscribe {subscription} to {', '.join(distinct)}"):
+            return self._consuming().subscribe(distinct[0] if len(distinct) == 1 else distinct, subscription, **options)
 
     def _queue_size(self, subscription: Subscription) -> int:
         """Each topic and partition has a queue of its own; a topic's partitions together hold what was asked for.
@@ -189,7 +189,7 @@ class PulsarBroker(Broker):
         if not all(is_persistent(topic) for topic in subscription.topics):
             return max(subscription.prefetch, _NON_PERSISTENT_QUEUE)
         queues = max(len(self._partitions(topic)) for topic in subscription.topics)
-        return math.ceil(subscription.prefetch / queues)
+        return max(1, math.ceil(subscription.prefetch / queues))  # 0 loses messages of other clients' batches
 
     def _partitions(self, topic: str) -> list[str]:
         """The names of the topic's partitions; its own alone if it has none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -67,6 +68,10 @@ class Connection:
         with self._lock:
             self._handles.discard(handle)
 
+    def refuse(self) -> None:
+        """Let nothing begin any more that is not to be closed again at once."""
+        self._closed = True
+
     def close(self) -> None:
         """End the clients; what still waits for them is told so. Idempotent, and harmless in a forked child."""
         if self.inherited:
@@ -74,8 +79,7 @@ class Connection:
         with self._lock:
             self._closed = True
             clients, self._clients = self._clients, {}
-        for client in clients.values():
-            run_within(CLOSE_TIMEOUT, client.close)
+        run_within(CLOSE_TIMEOUT, *(client.close for client in clients.values()))
         with self._lock:
             self._handles.clear()
         if clients:
@@ -111,12 +115,19 @@ class Connection:
             )
 
 
-def run_within(seconds: float, function: Callable[[], object]) -> bool:
-    """Run what may hang when the broker is away; True if it came to its end within `seconds`."""
-    thread = threading.Thread(target=_ignoring_errors, args=(function,), name="pulsartasks-close", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return not thread.is_alive()
+def run_within(seconds: float, *functions: Callable[[], object]) -> None:
+    """Close things beside each other, and wait no longer than `seconds`, for some hang when the broker is away."""
+    deadline = time.monotonic() + seconds
+    threads = []
+    for function in functions:
+        thread = threading.Thread(target=_ignoring_errors, args=(function,), name="pulsartasks-close", daemon=True)
+        try:
+            thread.start()
+            threads.append(thread)
+        except RuntimeError:  # the interpreter ends: from Python 3.12 on no thread starts any more
+            _ignoring_errors(function)
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))
 
 
 def _ignoring_errors(function: Callable[[], object]) -> None:

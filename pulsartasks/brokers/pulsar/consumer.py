@@ -20,7 +20,11 @@ WAIT = 500
 """Milliseconds of the longest single wait: signal handlers run only between two."""
 _PARTITION = re.compile(r"-partition-\d+$")
 _REMEMBERED = 10_000
-"""How many finished messages are remembered at least, per consumer."""
+_REMEMBERED_FOR = 60.0
+"""A finished message is remembered for so many others, or so many seconds, and for twice that at most.
+
+What comes again because its acknowledgement was lost comes sooner; what comes later was wanted once more: somebody set
+the cursor back."""
 
 
 class PulsarConsumer(Consumer):
@@ -109,6 +113,7 @@ class Progress:
         # Two generations, the older dropped as a whole: as cheap as a set, bounded, and nothing young is forgotten.
         self._finished: set[str] = set()
         self._finished_earlier: set[str] = set()
+        self._turned = time.monotonic()
 
     def start(self, message_id: str) -> str:
         """Note that the message starts to run, if it is ``new``; else it is ``running`` or ``finished``."""
@@ -129,8 +134,9 @@ class Progress:
         with self._lock:
             self._running.discard(message_id)
             self._finished.add(message_id)
-            if len(self._finished) >= _REMEMBERED:
+            if len(self._finished) >= _REMEMBERED or time.monotonic() - self._turned > _REMEMBERED_FOR:
                 self._finished, self._finished_earlier = set(), self._finished
+                self._turned = time.monotonic()
 
 
 class TopicNames(dict[str, str]):

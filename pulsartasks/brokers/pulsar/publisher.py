@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from contextlib import suppress
@@ -49,99 +49,94 @@ class Publisher:
         self._connection = connection
         self._max_producers = max_producers
         self._lock = threading.Lock()
-        self._lanes: OrderedDict[str, _Lane] = OrderedDict()
+        self._outlets: OrderedDict[str, _Outlet] = OrderedDict()
 
     def publish_many(self, publications: Sequence[Publication], *, timeout: float) -> list[str | PulsarTasksError]:
         """As `Broker.publish_many`."""
         self._connection.check()
         call = _Call(publications, timeout)
         while waiting := call.waiting():
-            lanes = [self._enter(topic) for topic in waiting]
+            outlets = [self._enter(topic) for topic in waiting]
             try:
-                self._attempt(call, lanes, waiting)
+                self._attempt(call, outlets, waiting)
             finally:
-                self._leave(lanes)
+                self._leave(outlets)
         return call.outcomes()
 
     def close(self) -> None:
         """Close all producers; what is unconfirmed is a `ClosedError` to its caller."""
         with self._lock:
-            lanes, self._lanes = list(self._lanes.values()), OrderedDict()
-        run_within(CLOSE_TIMEOUT, partial(_close_all, lanes, self._connection))
+            outlets, self._outlets = list(self._outlets.values()), OrderedDict()
+        run_within(CLOSE_TIMEOUT, partial(_close_all, outlets, self._connection))
 
-    def _attempt(self, call: _Call, lanes: Sequence[_Lane], waiting: dict[str, list[int]]) -> None:
+    def _attempt(self, call: _Call, outlets: Sequence[_Outlet], waiting: dict[str, list[int]]) -> None:
         """Send what is `waiting`, and wait until it is answered or the call's time is up."""
-        opening = {lane.opening: lane for lane in lanes}
-        failed = False
-        try:
-            for opened in as_completed(opening, timeout=call.remaining()):
-                lane = opening[opened]
-                error = opened.exception()
-                failed |= error is not None
-                if error is None:
-                    call.send(waiting[lane.topic], lane, opened.result())
-                elif not isinstance(error, BrokerUnavailableError) or self._connection.closed:
-                    call.fail(waiting[lane.topic], error)
-        except FuturesTimeoutError:
-            pass  # the broker is away: a producer that opens later serves the next call
+        for outlet in _as_they_open(outlets, call):
+            if outlet.failure is None:
+                call.send(waiting[outlet.topic], outlet)
+            else:
+                call.fail(waiting[outlet.topic], outlet.topic, outlet.failure)
         call.wait_for_answers()
-        for lane in call.broken():
-            self._discard(lane)
+        for outlet in call.broken():
+            self._discard(outlet)
         if self._connection.closed:
             call.end(ClosedError("the broker was closed before the message was confirmed"))
         elif call.remaining() <= 0:
-            call.end(None)
-        elif failed:
+            call.end()
+        elif any(outlet.failure for outlet in outlets):
             time.sleep(min(_PAUSE, call.remaining()))
 
-    def _enter(self, topic: str) -> _Lane:
-        """The lane to `topic`, held open until `_leave`."""
+    def _enter(self, topic: str) -> _Outlet:
+        """The outlet to `topic`, not closed for want of use until `_leave`."""
         with self._lock:
-            lane = self._lanes.get(topic)
-            if lane is None:
-                lane = self._lanes[topic] = _Lane(topic)
-                _in_background(partial(self._open, lane))
-            self._lanes.move_to_end(topic)
-            lane.users += 1
-            surplus = len(self._lanes) - self._max_producers
-            unused = [lane for lane in self._lanes.values() if not lane.users][: max(surplus, 0)] if surplus > 0 else []
-            for idle in unused:
-                del self._lanes[idle.topic]
+            outlet = self._outlets.get(topic)
+            if outlet is None:
+                outlet = self._outlets[topic] = _Outlet(topic)
+                _in_background(partial(self._open, outlet))
+            self._outlets.move_to_end(topic)
+            outlet.users += 1
+            surplus = len(self._outlets) - self._max_producers
+            unused = [each for each in self._outlets.values() if not each.users][:surplus] if surplus > 0 else []
         for idle in unused:
-            _in_background(partial(idle.close, self._connection))
-        return lane
+            self._discard(idle)
+        return outlet
 
-    def _leave(self, lanes: Sequence[_Lane]) -> None:
+    def _leave(self, outlets: Sequence[_Outlet]) -> None:
         with self._lock:
-            for lane in lanes:
-                lane.users -= 1
+            for outlet in outlets:
+                outlet.users -= 1
 
-    def _open(self, lane: _Lane) -> None:
+    def _open(self, outlet: _Outlet) -> None:
         try:
-            producer = lane.open(self._connection)
-        except PulsarTasksError as error:
-            self._forget(lane)
-            lane.opening.set_exception(error)
+            producer = outlet.open(self._connection)
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for it
+            self._forget(outlet)
+            outlet.opening.set_exception(error)
         else:
-            lane.opening.set_result(producer)
+            outlet.opening.set_result(producer)
 
-    def _discard(self, lane: _Lane) -> None:
-        self._forget(lane)
-        _in_background(partial(lane.close, self._connection))
+    def _discard(self, outlet: _Outlet) -> None:
+        self._forget(outlet)
+        _in_background(partial(outlet.close, self._connection))
 
-    def _forget(self, lane: _Lane) -> None:
+    def _forget(self, outlet: _Outlet) -> None:
         with self._lock:
-            if self._lanes.get(lane.topic) is lane:
-                del self._lanes[lane.topic]
+            if self._outlets.get(outlet.topic) is outlet:
+                del self._outlets[outlet.topic]
 
 
-class _Lane:
-    """The way to one topic: a producer, or the promise of one."""
+class _Outlet:
+    """What one topic is published through: a producer, or the promise of one."""
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
         self.opening: Future[Any] = Future()
         self.users = 0
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why it could not be opened, if so; None also while it opens."""
+        return self.opening.exception() if self.opening.done() else None
 
     def open(self, connection: Connection) -> Any:
         with translated(f"publish to {self.topic}"):
@@ -165,9 +160,22 @@ class _Lane:
         self.opening.add_done_callback(close)
 
 
-def _close_all(lanes: Sequence[_Lane], connection: Connection) -> None:
-    for lane in lanes:
-        lane.close(connection)
+def _as_they_open(outlets: Sequence[_Outlet], call: _Call) -> Iterator[_Outlet]:
+    """Each outlet once it is open or failed to; those that still wait when the call's time is up serve the next one."""
+    waiting = {}
+    for outlet in outlets:
+        if outlet.opening.done():
+            yield outlet
+        else:
+            waiting[outlet.opening] = outlet
+    with suppress(FuturesTimeoutError):
+        for opened in as_completed(waiting, timeout=call.remaining()) if waiting else ():
+            yield waiting[opened]
+
+
+def _close_all(outlets: Sequence[_Outlet], connection: Connection) -> None:
+    for outlet in outlets:
+        outlet.close(connection)
 
 
 class _Call:
@@ -179,9 +187,10 @@ class _Call:
         self._deadline = time.monotonic() + timeout
         self._changed = threading.Condition()
         self._outcomes: list[str | PulsarTasksError | None] = [_refusal(publication) for publication in publications]
-        self._on_the_way: dict[int, _Lane] = {}
+        self._on_the_way: dict[int, _Outlet] = {}
         self._sent: set[int] = set()
-        self._broken: set[_Lane] = set()
+        self._failures: dict[str, BaseException] = {}
+        self._broken: set[_Outlet] = set()
 
     def remaining(self) -> float:
         return max(self._deadline - time.monotonic(), 0.0)
@@ -197,18 +206,19 @@ class _Call:
     def outcomes(self) -> list[str | PulsarTasksError]:
         return [outcome for outcome in self._outcomes if outcome is not None]
 
-    def send(self, indices: Sequence[int], lane: _Lane, producer: Any) -> None:
+    def send(self, indices: Sequence[int], outlet: _Outlet) -> None:
         """Send these messages in order, unless the time is up before."""
+        send_async = outlet.opening.result().send_async
         for index in indices:
-            if not self._wait_until_on_the_way(_WINDOW - 1):
+            if len(self._on_the_way) >= _WINDOW and not self._wait_until_on_the_way(_WINDOW // 2):
                 return
             publication = self._publications[index]
             self._sent.add(index)
-            self._on_the_way[index] = lane
+            self._on_the_way[index] = outlet
             try:
-                producer.send_async(
+                send_async(
                     publication.value,
-                    partial(self._answered, index, lane),
+                    partial(self._answered, index, outlet),
                     properties=dict(publication.properties),
                     partition_key=publication.key,
                     deliver_at=_milliseconds(publication.deliver_at),
@@ -217,24 +227,28 @@ class _Call:
                 del self._on_the_way[index]
                 self._outcomes[index] = _not_data(error)
 
-    def fail(self, indices: Sequence[int], error: BaseException) -> None:
+    def fail(self, indices: Sequence[int], topic: str, error: BaseException) -> None:
+        """These messages found no producer, which ends it for them unless the broker may come back in time."""
+        self._failures[topic] = error
+        if isinstance(error, BrokerUnavailableError):
+            return
         for index in indices:
             self._outcomes[index] = error if isinstance(error, PulsarTasksError) else BrokerError(str(error))
 
     def wait_for_answers(self) -> None:
-        """Returns when nothing is on its way any more; what is unanswered at the deadline breaks its lane."""
+        """Returns when nothing is on its way any more; what is unanswered at the deadline breaks its outlet."""
         if not self._wait_until_on_the_way(0):
             with self._changed:
                 self._broken.update(self._on_the_way.values())
                 self._on_the_way.clear()
 
-    def broken(self) -> set[_Lane]:
-        """The lanes that did not answer in time, or had been closed."""
+    def broken(self) -> set[_Outlet]:
+        """The outlets that did not answer in time, or had been closed."""
         with self._changed:
             broken, self._broken = self._broken, set()
         return broken
 
-    def end(self, error: PulsarTasksError | None) -> None:
+    def end(self, error: PulsarTasksError | None = None) -> None:
         """Give all that is still without an outcome `error`, or what the end of the time means for it."""
         with self._changed:
             for index, outcome in enumerate(self._outcomes):
@@ -247,13 +261,14 @@ class _Call:
             return PublishTimeoutError(
                 f"{topic} did not confirm a message within {self._timeout:g} s; it may or may not have been stored"
             )
-        return BrokerUnavailableError(f"could not publish to {topic}: no connection within {self._timeout:g} s")
+        why = self._failures.get(topic, "there is no connection")
+        return BrokerUnavailableError(f"could not publish to {topic} within {self._timeout:g} s: {why}")
 
     def _wait_until_on_the_way(self, at_most: int) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: len(self._on_the_way) <= at_most, self.remaining())
 
-    def _answered(self, index: int, lane: _Lane, result: Any, message_id: Any) -> None:
+    def _answered(self, index: int, outlet: _Outlet, result: Any, message_id: Any) -> None:
         """The broker's word on one message; called on a thread of the client."""
         with self._changed:
             if self._on_the_way.pop(index, None) is None:
@@ -261,10 +276,11 @@ class _Call:
             if result == pulsar.Result.Ok:
                 self._outcomes[index] = message_id_text(message_id)
             elif result == pulsar.Result.AlreadyClosed:
-                self._broken.add(lane)  # by a call behind whose message ours waited: send it again
+                self._broken.add(outlet)  # by a call behind whose message ours waited: send it again
             else:
-                self._outcomes[index] = from_result(result, f"publish to {lane.topic}")
-            self._changed.notify_all()
+                self._outcomes[index] = from_result(result, f"publish to {outlet.topic}")
+            if len(self._on_the_way) in (0, _WINDOW // 2):
+                self._changed.notify_all()
 
 
 def _refusal(publication: Publication) -> PulsarTasksError | None:

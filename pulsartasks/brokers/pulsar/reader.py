@@ -23,7 +23,7 @@ _MOMENT = 0.001
 
 
 class PulsarReader(Reader):
-    """A reader that was opened at the topic's end or, with `since`, sought to that instant."""
+    """A reader that was opened at the topic's end or, with `since`, at its beginning."""
 
     def __init__(
         self,
@@ -32,19 +32,29 @@ class PulsarReader(Reader):
         on_close: Callable[[PulsarReader], None],
         *,
         since: float | None = None,
-        persistent: bool = True,
+        stored: bool = True,
     ) -> None:
         self._connection = connection
         self._reader = connection.keep(reader)
         self._on_close = on_close
         self._names = TopicNames()
         self._since = milliseconds(since)
-        self._persistent = persistent
+        self._stored = stored
         self._lock = threading.Lock()
         self._closed = False
 
+    def seek(self) -> None:
+        """Go to the instant to begin at, where something older may be stored."""
+        if self._since and self._stored:
+            try:
+                with translated("find an instant in the topic"):
+                    self._reader.seek(self._since)
+            except BaseException:
+                self.close()
+                raise
+
     def receive(self, timeout: float) -> Delivery | None:
-        to_the_end = timeout <= 0 and self._persistent  # what is not stored has no end to look for
+        to_the_end = timeout <= 0 and self._stored  # what is not stored has no end to look for
         deadline = time.monotonic() + (_ARRIVAL if to_the_end else max(timeout, _MOMENT))
         while True:
             self._connection.check()
