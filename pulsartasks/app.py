@@ -25,7 +25,7 @@ from pulsartasks.results.base import ResultStore
 from pulsartasks.serializers import type_hints
 from pulsartasks.task import Task
 from pulsartasks.topic import Topic
-from pulsartasks.topics import DEAD_LETTERS, DEFAULT_NAMESPACE, check_namespace, qualify
+from pulsartasks.topics import DEAD_LETTERS, DEFAULT_NAMESPACE, check_namespace, qualify, short_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -302,7 +302,6 @@ def open_broker(url: str) -> Broker:
 
 def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
     """Refuse two tasks that would eat each other's messages."""
-    mine, theirs = task.options.topic, other.options.topic
     if (
         task.event_topic is not None
         and task.event_topic is other.event_topic
@@ -312,13 +311,14 @@ def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
             f"task {task.name!r}: subscription {task.subscription!r} of {task.event_topic.name} is already handled by "
             f"{other.name!r}; each subscription has one handler, so give one of them another subscription="
         )
-    if isinstance(mine, str) and mine == theirs:
+    if task.call_topic is not None and task.call_topic == other.call_topic:
+        name = short_name(task.call_topic)
         if task.subscription != other.subscription:
             raise ConfigurationError(
-                f"task {task.name!r}: the call topic {mine!r} already has the subscription {other.subscription!r}; "
+                f"task {task.name!r}: the call topic {name!r} already has the subscription {other.subscription!r}; "
                 "for several subscriptions define the topic with app.topic()"
             )
         if task.options.mode != other.options.mode:
             raise ConfigurationError(
-                f"task {task.name!r}: {other.name!r} uses topic {mine!r} as {other.options.mode}, so must this one"
+                f"task {task.name!r}: {other.name!r} uses topic {name!r} as {other.options.mode}, so must this one"
             )

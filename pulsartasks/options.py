@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from pulsartasks.errors import ConfigurationError
 from pulsartasks.retry import RetryPolicy
-from pulsartasks.topics import is_name
+from pulsartasks.topics import is_name, is_topic
 
 Mode = Literal["shared", "exclusive", "failover", "key_shared"]
 Ack = Literal["late", "early"]
@@ -118,7 +118,11 @@ class TaskOptions:
             "start": (get_args(Start).__contains__, "'earliest' or 'latest'"),
             "key": (lambda key: key is None or callable(key), "a function of the task's arguments"),
             "subscription": (lambda name: name is None or is_name(name), "a name of letters, digits and . _ - only"),
-            "dead_letter": (lambda name: isinstance(name, bool) or is_name(name), "True, False or a topic's name"),
+            "topic": (lambda topic: not isinstance(topic, str) or is_topic(topic), "the name of a topic"),
+            "dead_letter": (
+                lambda topic: isinstance(topic, bool) or is_topic(topic),
+                "True, False or the name of a topic",
+            ),
             "autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
             "dont_autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
             "max_retries": (lambda n: n is None or _is_whole(n, 0), "0 or more, or None for no end"),

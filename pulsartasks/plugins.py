@@ -33,5 +33,6 @@ def load(group: str, name: str) -> ModuleType:
         ) from error
     close = difflib.get_close_matches(name, ours, n=1)
     raise ConfigurationError(
-        f"there is no {name!r} among the {group}" + (f"; did you mean {close[0]!r}?" if close else "")
+        f"there is no {name!r} among the {group}; "
+        + (f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(ours - {'base'}))}")
     )

@@ -60,6 +60,11 @@ class CallOptions:
             raise InvalidArgumentsError("give countdown or eta, not both")
         if self.eta is not None and self.eta.tzinfo is None:
             raise InvalidArgumentsError(f"eta {self.eta} has no time zone; write datetime.now(timezone.utc) + ...")
+        if not isinstance(self.countdown, (int, float, timedelta, type(None))):
+            raise InvalidArgumentsError(f"countdown is seconds or a timedelta, not {self.countdown!r}")
+        for name in ("key", "task_id"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise InvalidArgumentsError(f"{name} must be text, not {getattr(self, name)!r}")
         for name, value in self.headers.items():
             if not all(isinstance(text, str) for text in (name, value)):
                 raise InvalidArgumentsError(f"header {name!r}: names and values must be text")

@@ -23,7 +23,7 @@ from pulsartasks.results.base import ResultStore
 from pulsartasks.serializers import CallCodec, PayloadCodec, type_hints
 from pulsartasks.signature import CallKeywords, CallOptions, Signature
 from pulsartasks.topic import Topic
-from pulsartasks.topics import call_topic, dead_letter_topic, delayed_topic, retry_topic
+from pulsartasks.topics import call_topic, dead_letter_topic, delayed_topic, qualify, retry_topic
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,6 +66,7 @@ class Task(Generic[P, R]):
         self.retry_policy = options.retry_policy
         self.name = options.name or function.__name__
         self.subscription = options.subscription or host.name
+        self.call_topic = _call_topic(self.name, options, app=host.name)
         self.injected = _injected(function, resources)
         self.codec = CallCodec(function, skip_first=options.bind, injected=self.injected)
         self.result_codec: PayloadCodec[R] = PayloadCodec(type_hints(function).get("return", Any))
@@ -186,6 +187,19 @@ class Task(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
+
+
+def _call_topic(name: str, options: TaskOptions, *, app: str) -> str | None:
+    """The call topic as it is called in the default namespace, to compare; None for the handler of an event topic.
+
+    Raises:
+        ConfigurationError: neither a name nor a topic was given, or the task's name cannot be a topic's.
+    """
+    if isinstance(options.topic, Topic):
+        return None
+    if options.topic is not None and not isinstance(options.topic, str):
+        raise ConfigurationError(f"task {name!r}: topic must be a name or what app.topic() gave, not {options.topic!r}")
+    return qualify(options.topic or name, app=app)
 
 
 def _injected(function: Callable[..., Any], resources: Mapping[type, object]) -> dict[str, type]:

@@ -53,6 +53,15 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and _LOCAL_NAME.fullmatch(text) is not None
 
 
+def is_topic(text: object) -> bool:
+    """Whether `qualify` takes `text`.
+
+    >>> is_topic("mail"), is_topic("persistent://acme/live/mail"), is_topic("acme/live/mail")
+    (True, True, False)
+    """
+    return is_name(text) or (isinstance(text, str) and _FULL_NAME.fullmatch(text) is not None)
+
+
 def check_namespace(namespace: str) -> str:
     """`namespace` itself, if it reads TENANT/NAMESPACE; else a `ConfigurationError`."""
     if _NAMESPACE.fullmatch(namespace) is None:

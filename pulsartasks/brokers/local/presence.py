@@ -37,8 +37,8 @@ class Presence:
 
     def wait(self, timeout: float) -> set[int]:
         """The subscriptions that have news; empty after `timeout` seconds without any."""
-        self._socket.settimeout(timeout)
         try:
+            self._socket.settimeout(timeout)
             text = self._socket.recv(65_536).decode()
         except TimeoutError:
             return set()
