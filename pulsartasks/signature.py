@@ -80,6 +80,17 @@ class CallOptions:
         return now + (self.countdown.total_seconds() if isinstance(self.countdown, timedelta) else self.countdown)
 
 
+def check_key(key: object, *, of: str) -> str | None:
+    """`key` itself, as a function of the user's gave it.
+
+    Raises:
+        InvalidArgumentsError: it is neither text nor None.
+    """
+    if key is None or isinstance(key, str):
+        return key
+    raise InvalidArgumentsError(f"{of}: key= gave {key!r}; it must give text, e.g. str(...), or None")
+
+
 class Target(Protocol):
     """What can be called or published to."""
 

@@ -21,7 +21,7 @@ from pulsartasks.options import TaskOptions
 from pulsartasks.result import AsyncResult
 from pulsartasks.results.base import ResultStore
 from pulsartasks.serializers import CallCodec, PayloadCodec, type_hints
-from pulsartasks.signature import CallKeywords, CallOptions, Signature
+from pulsartasks.signature import CallKeywords, CallOptions, Signature, check_key
 from pulsartasks.topic import Topic
 from pulsartasks.topics import call_topic, dead_letter_topic, delayed_topic, qualify, retry_topic
 
@@ -144,7 +144,7 @@ class Task(Generic[P, R]):
         return Publication(
             topic=self.topics.calls if due is None else self.topics.delayed,
             value=self.codec.encode(args, kwargs),
-            key=options.key if options.key is not None else self._key(args, kwargs),
+            key=options.key if options.key is not None else check_key(self._key(args, kwargs), of=self.name),
             properties=properties,
             deliver_at=due,
         )

@@ -13,7 +13,7 @@ from pulsartasks.brokers.base import Reader
 from pulsartasks.errors import ClosedError, InvalidArgumentsError
 from pulsartasks.message import Publication
 from pulsartasks.serializers import PayloadCodec
-from pulsartasks.signature import CallOptions, Signature
+from pulsartasks.signature import CallOptions, Signature, check_key
 from pulsartasks.topics import DEAD_LETTERS, dead_letter_topic
 
 T = TypeVar("T")
@@ -110,7 +110,9 @@ class Topic(Generic[T]):
         return Publication(
             topic=self.full_name,
             value=self._codec.encode(payload),
-            key=options.key if options.key is not None or self.key is None else self.key(payload),
+            key=options.key
+            if options.key is not None or self.key is None
+            else check_key(self.key(payload), of=self.name),
             properties=options.headers,
             deliver_at=options.due(time.time()),
         )

@@ -58,6 +58,9 @@ def find_app(path: str) -> PulsarTasks:
         ConfigurationError: there is none; the message says what was found instead.
     """
     module_name, _, attribute = path.partition(":")
+    if "/" in module_name or module_name.endswith(".py"):
+        name = module_name.removesuffix(".py").lstrip("./").replace("/", ".")
+        raise ConfigurationError(f"-A {path}: write the module as in an import, e.g. -A {name}:{attribute or 'app'}")
     here = str(Path.cwd())
     if not {"", here} & set(sys.path):
         sys.path.insert(0, here)
@@ -66,9 +69,9 @@ def find_app(path: str) -> PulsarTasks:
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
             raise
-        raise ConfigurationError(
-            f"-A {path}: no module {error.name!r} here; run it from the folder that holds it"
-        ) from error
+        parent, _, last = module_name.rpartition(".")
+        hint = f"run it from the folder that holds it{f', or did you mean -A {parent}:{last}?' if parent else ''}"
+        raise ConfigurationError(f"-A {path}: no module {error.name!r} here; {hint}") from error
     app = getattr(module, attribute or "app", None)
     if not isinstance(app, PulsarTasks):
         found = [name for name, value in vars(module).items() if isinstance(value, PulsarTasks)]
@@ -87,6 +90,10 @@ def run(options: ChildOptions) -> int:
         stop.set()
 
     app = find_app(options.app)
+    if app.broker_url.startswith("memory:"):
+        raise ConfigurationError(
+            "memory:// is within one process, so this worker would get nothing; use local://, or app.testing() in tests"
+        )
     worker = Worker(app, concurrency=options.concurrency, topics=options.topics, middleware=_metrics())
     threading.Thread(target=_await_order, args=[stop], name="pulsartasks-orders", daemon=True).start()
     worker.start(give_up)
