@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from pulsartasks import PulsarTasks
 from pulsartasks.dead_letters import DeadLetters
 from pulsartasks.worker.logs import configure_logging
@@ -31,8 +33,10 @@ def main() -> None:
 
     prices["coffee"] = 4
     for letter in kept.replay():  # as `pulsartasks dlq replay -A dead_letters:app --all` does
-        print("replayed:", charge.result(letter.id).id == charges[1].id)
-    print("left:  ", len(list(kept.list())))
+        print("replayed:", letter.task)
+    while not charge.result(charges[1].id).successful():
+        time.sleep(0.1)
+    print("coffee:", charge.result(charges[1].id).get(), "and dead letters are left:", len(list(kept.list())))
 
 
 if __name__ == "__main__":

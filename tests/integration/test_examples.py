@@ -14,7 +14,12 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 PROMISES = {
     "countdown": ["all three are with the broker", "at once", "three seconds later", "never early: True True"],
-    "dead_letters": ["tea:    3", "coffee: KeyError 'coffee'", "kept:   *because of KeyError", "left:   0"],
+    "dead_letters": [
+        "tea:    3",
+        "coffee: KeyError 'coffee'",
+        "kept:   *because of KeyError",
+        "coffee: 4 and * left: 0",
+    ],
     "events": ["mail:  order 2 is confirmed", "stock: tea is put aside for order 1", "stock: cups *for order 2"],
     "hello": ["called here* -> 5", "called through the broker* -> 5", "refused *Expected `int`, got `str`"],
     "order_per_key": ["'Ada': [[]1, 2, 3]", "'Grace': [[]1, 2, 3]", "'Linus': [[]1, 2, 3]"],
