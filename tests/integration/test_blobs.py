@@ -178,6 +178,7 @@ def test_concurrent_writers_never_mix_their_blobs(store: BlobStore) -> None:
     assert [blob for blob in seen if blob.content_type != f"text/{blob.data[:1].decode()}"] == []
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_store_works_in_a_child_after_a_fork(store: BlobStore) -> None:
     store.put("from-parent", b"1")
     child = multiprocessing.get_context("fork").Process(target=store.put, args=("from-child", b"2"))

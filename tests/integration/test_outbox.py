@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import pytest
@@ -19,110 +15,18 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from structlog.testing import capture_logs
 
-from pulsartasks import PulsarTasks, Topic
-from pulsartasks.brokers.base import MAX_MESSAGE_SIZE, Consumer, Subscription
+from pulsartasks.brokers.base import MAX_MESSAGE_SIZE
 from pulsartasks.contrib import sqlalchemy as contrib
-from pulsartasks.contrib.sqlalchemy import BATCH, Outbox, Relay
+from pulsartasks.contrib.sqlalchemy import BATCH, Outbox
 from pulsartasks.errors import (
     AuthorizationError,
     BrokerUnavailableError,
     ConfigurationError,
     InvalidArgumentsError,
-    PulsarTasksError,
 )
 from pulsartasks.message import TASK_ID
-from tests.services import CHECKOUT, PulsarServer, free_ports, wait_until
-
-READER = "reader"
-
-
-class Order(msgspec.Struct, frozen=True):
-    key: str | None
-    number: int
-    text: str = ""
-
-
-class FailingApp(PulsarTasks):
-    """An app that cannot reach some of its topics."""
-
-    def __init__(self, name: str, broker: str) -> None:
-        super().__init__(name, broker)
-        self.failures: dict[str, PulsarTasksError] = {}
-        """By topic."""
-        self.attempts = 0
-
-    def declare(self, topic: str) -> None:
-        if topic in self.failures:
-            self.attempts += 1
-            raise self.failures[topic]
-        super().declare(topic)
-
-
-class Shop:
-    """A small application: a database with an outbox, an event topic, and somebody who reads it."""
-
-    def __init__(self, database_url: str, broker_url: str) -> None:
-        self.database_url = database_url
-        self.broker_url = broker_url
-        self.metadata = sa.MetaData()
-        self.outbox = Outbox(self.metadata)
-        self.engine = sa.create_engine(database_url)
-        self.app = FailingApp("shop", broker_url)
-        self.ordered = self.add_topic("shop.ordered")
-        self._consumers: dict[str, Consumer] = {}
-
-    def add_topic(self, name: str) -> Topic[Order]:
-        return self.app.topic(name, schema=Order, key=lambda order: order.key, subscriptions=[READER])
-
-    def send(self, *orders: Order, topic: Topic[Order] | None = None) -> None:
-        """Commits orders in one transaction."""
-        with Session(self.engine) as session, session.begin():
-            for order in orders:
-                self.outbox.add(session, (topic or self.ordered).s(order))
-
-    def receive(self, count: int, topic: Topic[Order] | None = None) -> list[Order]:
-        """Waits until `count` different orders arrived; gives all that did, in their order and repeated ones too."""
-        arrived: list[Order] = []
-        consumer = self._consumer(topic or self.ordered)
-
-        def enough() -> bool:
-            while delivery := consumer.receive(0.05):
-                arrived.append(msgspec.json.decode(delivery.value, type=Order))
-                delivery.acknowledge()
-            return len(set(arrived)) >= count
-
-        try:
-            wait_until(enough, "not all orders arrived", timeout=60)
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}: {len(set(arrived))} of {count}") from None
-        return arrived
-
-    def rows(self) -> Sequence[sa.Row[Any]]:
-        with self.engine.connect() as connection:
-            return connection.execute(sa.select(self.outbox.table).order_by(self.outbox.table.c.id)).all()
-
-    def count_rows(self) -> int:
-        with self.engine.connect() as connection:
-            return connection.scalar(sa.select(sa.func.count()).select_from(self.outbox.table)) or 0
-
-    def wait_until_empty(self) -> None:
-        wait_until(lambda: self.count_rows() == 0, "rows are left in the outbox")
-
-    def relay(self, engine: sa.Engine | None = None) -> Relay:
-        return self.outbox.relay(self.app, engine or self.engine)
-
-    def close(self) -> None:
-        for consumer in self._consumers.values():
-            consumer.close()
-        self.app.close()
-        self.engine.dispose()
-
-    def _consumer(self, topic: Topic[Order]) -> Consumer:
-        if topic.name not in self._consumers:
-            self.app.declare(topic.full_name)
-            wanted = Subscription((topic.full_name,), READER, mode="exclusive", prefetch=100)
-            self._consumers[topic.name] = self.app.broker.subscribe(wanted)
-        return self._consumers[topic.name]
+from tests.integration.shop import Order, Shop, numbers_by_key, orders, relay_process, running
+from tests.services import PulsarServer, free_ports, wait_until
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -149,43 +53,6 @@ def _open(shop: Shop) -> Iterator[Shop]:
     shop.metadata.create_all(shop.engine)
     yield shop
     shop.close()
-
-
-@contextmanager
-def running(*relays: Relay) -> Iterator[threading.Event]:
-    """The relays at work in threads; on leaving, they stop in time and without an error."""
-    stop = threading.Event()
-    failures: list[BaseException] = []
-
-    def run(relay: Relay) -> None:
-        try:
-            relay.run(stop)
-        except BaseException as error:
-            failures.append(error)
-            raise
-
-    threads = [threading.Thread(target=run, args=(relay,)) for relay in relays]
-    for thread in threads:
-        thread.start()
-    try:
-        yield stop
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(30)
-    assert not any(thread.is_alive() for thread in threads)
-    assert failures == []
-
-
-def orders(count: int, keys: int = 5, start: int = 0) -> list[Order]:
-    return [Order(f"key-{number % keys}", number) for number in range(start, start + count)]
-
-
-def numbers_by_key(arrived: Sequence[Order]) -> dict[str | None, list[int]]:
-    found: dict[str | None, list[int]] = {}
-    for order in arrived:
-        found.setdefault(order.key, []).append(order.number)
-    return found
 
 
 def test_committed_rows_arrive_and_are_deleted(shop: Shop) -> None:
@@ -422,7 +289,7 @@ def test_relay_can_run_again_after_it_stopped(shop: Shop) -> None:
 def test_relay_killed_before_it_deleted_sends_one_batch_again(shop: Shop) -> None:
     sent = orders(3 * BATCH)
     shop.send(*sent)
-    with _relay_process(shop, "dies-before-deletion") as process:
+    with relay_process(shop, "dies-before-deletion") as process:
         assert process.wait(60) == -signal.SIGKILL
     assert shop.count_rows() == len(sent)
 
@@ -451,7 +318,7 @@ def test_relays_killed_while_they_work_lose_nothing(shop: Shop) -> None:
     kills = 3
     try:
         for _ in range(kills):
-            with _relay_process(shop) as process:
+            with relay_process(shop) as process:
                 arrived += shop.receive(30)
                 process.kill()
     finally:
@@ -602,33 +469,3 @@ def test_rows_wait_for_a_pulsar_that_is_down(postgres: str, pulsar_server: Pulsa
 
         first_arrivals = list(dict.fromkeys(arrived))
         assert numbers_by_key(first_arrivals) == numbers_by_key(before + while_away)
-
-
-@contextmanager
-def _relay_process(shop: Shop, *how: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A relay in a process of its own, that ends with the block at the latest."""
-    command = [sys.executable, __file__, shop.database_url, shop.broker_url, *how]
-    process = subprocess.Popen(command, cwd=CHECKOUT, env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-class _DyingRelay(Relay):
-    """Is killed in the moment between the broker's confirmation and the deletion."""
-
-    def _settle(self, connection: sa.Connection, parked: dict[int, str]) -> None:
-        if self._published:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _relay_in_this_process(database_url: str, broker_url: str, how: str = "") -> None:
-    shop = Shop(database_url, broker_url)
-    kind: Callable[[Outbox, PulsarTasks, sa.Engine], Relay] = _DyingRelay if how else Relay
-    kind(shop.outbox, shop.app, shop.engine).run(threading.Event())
-
-
-if __name__ == "__main__":
-    _relay_in_this_process(*sys.argv[1:])
