@@ -12,7 +12,6 @@ EXTRAS = {
         "argon2-cffi>=23.1",
         "flask>=3.1",
         "flask-limiter>=3.12",
-        "flask-login>=0.6.3",
         "flask-wtf>=1.2.2",
         "gunicorn>=23",
         "psycopg[binary]>=3.2",
