@@ -1,7 +1,5 @@
 """The commands of the Makefile: ``python3 -m tools run|test|python|lock|fetch``; ``-h`` says more."""
 
-from __future__ import annotations
-
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036 - said before anything that an older Python cannot read

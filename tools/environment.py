@@ -78,19 +78,22 @@ def _bootstrap(target: Path, lock: Path) -> None:
 
 def _sync(profile: str) -> None:
     lock = LOCKS / f"{profile}.txt"
-    downloaded = cache_folder() / "downloaded" / f"{profile}-{_digest(lock.read_bytes())}"
+    torch = [line for line in lock.read_bytes().splitlines() if line.startswith(b"torch==")]
+    downloaded = cache_folder() / "downloaded" / f"torch-{_digest(_python_version().encode(), *torch)}"
     say(f"Setting up {VENV.name} with Python {_python_version()} ({profile}) ...")
-    if not downloaded.exists() and profile != "run-faster" and sys.platform == "linux":
+    if torch and sys.platform == "linux" and not downloaded.exists():
         say(f"openai-whisper brings torch: up to {GPU_LIBRARIES} are downloaded, once, to {cache_folder()}.")
         say("`make run ENGINE=faster` uses faster-whisper instead and downloads 150 MB.")
+    STAMP.unlink(missing_ok=True)
     if _venv_version() != _python_version():
         uv("venv", "-q", "--clear", "--python", _base_python(), VENV)
     quiet = [] if sys.stderr.isatty() else ["-q"]  # a progress bar for people, a hundred lines less for logs
     uv("pip", "sync", *quiet, "--python", PYTHON, "--require-hashes", "--build-constraints", lock, lock)
     uv("pip", "install", "-q", "--python", PYTHON, "--no-deps", "--no-build-isolation", "--editable", CHECKOUT)
     STAMP.write_text(json.dumps({"profile": profile, "state": _state(profile)}))
-    downloaded.parent.mkdir(parents=True, exist_ok=True)
-    downloaded.touch()
+    if torch:
+        downloaded.parent.mkdir(parents=True, exist_ok=True)
+        downloaded.touch()
 
 
 def _profile(wanted: str) -> str:
