@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import uuid
 from pathlib import Path
 
 from argon2 import PasswordHasher
@@ -19,7 +20,7 @@ from apps.chat.views import user_named
 from pulsartasks.contrib.blobs import BlobStore, open_blob_store
 
 DEMO_FILES = Path(__file__).parent.parent / "demo"
-CHAT_ID = "ada00000000000000000000000grace0"[:32]
+CHAT_ID = uuid.uuid5(uuid.NAMESPACE_DNS, "demo.babblebox").hex
 
 
 def seed(database: Database, blobs: BlobStore, files: Path = DEMO_FILES) -> None:
@@ -38,12 +39,12 @@ def seed(database: Database, blobs: BlobStore, files: Path = DEMO_FILES) -> None
             session.flush()
         for user in people:
             threads.add_member(session, CHAT_ID, user.id)
-    ada, grace = people
+    ada = people[0]
     [recording] = sorted(files.glob("recording.*"))[:1]
     spoken = media.recording(recording.read_bytes())
     threads.send(database, blobs, CHAT_ID, ada.id, threads.Draft("demo-recording", audio=spoken))
     seen = media.picture((files / "picture.jpg").read_bytes())
-    threads.send(database, blobs, CHAT_ID, grace.id, threads.Draft("demo-picture", picture=seen))
+    threads.send(database, blobs, CHAT_ID, ada.id, threads.Draft("demo-picture", picture=seen))
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pulsartasks.contrib.blobs import BlobStore, open_blob_store
@@ -59,6 +60,16 @@ class RunningBabbleBox:
         before = self.worker_pid(name)
         os.kill(before, signal.SIGKILL)
         wait_until(lambda: self.worker_pid(name) != before, f"no new {name} process was started")
+
+    @contextmanager
+    def worker_suspended(self, name: str) -> Iterator[None]:
+        """A worker does not move while the block runs."""
+        pid = self.worker_pid(name)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     @property
     def deaths(self) -> list[str]:

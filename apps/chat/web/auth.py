@@ -24,7 +24,8 @@ _LONGEST_PASSWORD = 256
 _NOBODY = hasher.hash("nobody's password")
 """Checked when there is no such user, so that the time of the answer does not tell whether a name exists."""
 
-ATTEMPTS = "10 per minute; 60 per hour"
+_FAILURES = "10 per minute; 60 per hour"
+"""Wrong passwords for one name from one address."""
 
 
 @blueprint.get("/")
@@ -38,7 +39,11 @@ def log_in() -> ResponseReturnValue:
 
 
 @blueprint.post("/log-in")
-@limiter.limit(ATTEMPTS)
+@limiter.limit(
+    _FAILURES,
+    key_func=lambda: f"{request.remote_addr} {request.form.get('name', '').strip().casefold()}",
+    deduct_when=lambda response: response.status_code == 422,
+)
 def log_in_submit() -> ResponseReturnValue:
     with services().database.reading() as db:
         user = user_named(db, request.form.get("name", ""))
@@ -57,7 +62,6 @@ def sign_up() -> ResponseReturnValue:
 
 
 @blueprint.post("/sign-up")
-@limiter.limit(ATTEMPTS)
 def sign_up_submit() -> ResponseReturnValue:
     name, password = request.form.get("name", "").strip(), request.form.get("password", "")
     error = _objection(name, password)

@@ -94,13 +94,15 @@ def test_nobody_is_led_to_another_site(address: str | None) -> None:
     assert local_address(address) is None
 
 
-def test_attempts_to_log_in_are_limited(person: MakePerson) -> None:
-    ada = person("Ada")
-    ada.post("/log-out")
+def test_wrong_passwords_for_a_name_are_limited_and_other_people_are_not(person: MakePerson) -> None:
+    ada, grace = person("Ada"), person("Grace")
+    for someone in (ada, grace):
+        someone.post("/log-out")
 
     codes = [ada.post("/log-in", name="Ada", password="guess").status_code for _ in range(11)]
 
     assert codes == [422] * 10 + [429]
+    assert grace.post("/log-in", name="Grace", password="correct horse").status_code == 302
 
 
 def test_form_without_its_token_is_refused(stranger: MakePerson) -> None:
