@@ -8,6 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Concatenate, Literal, TypeVar, get_args, get_origin, overload
 from urllib.parse import urlsplit
@@ -184,13 +185,16 @@ class PulsarTasks:
 
     def publish(self, publication: Publication) -> str:
         """Send one message to its topic, whose subscriptions exist by then; gives its id once it is confirmed."""
-        return wrap_publish(self.middleware, self._publish)(publication)
+        [confirmed] = self.publish_many([publication])
+        if isinstance(confirmed, Exception):
+            raise confirmed
+        return confirmed
 
-    def publish_many(self, publications: Sequence[Publication]) -> list[str | PulsarTasksError]:
-        """Send all, pipelined; for each its message id once it is confirmed, or what went wrong."""
-        for topic in {publication.topic for publication in publications}:
-            self.declare(topic)
-        return self.broker.publish_many(publications)
+    def publish_many(
+        self, publications: Sequence[Publication], *, timeout: float = 30.0
+    ) -> list[str | PulsarTasksError]:
+        """Send all, pipelined, within `timeout` seconds; for each its message id once confirmed, or what went wrong."""
+        return wrap_publish(self.middleware, partial(self._publish_many, timeout=timeout))(publications)
 
     def read(self, topic: str) -> Reader:
         """A reader of `topic` from now on."""
@@ -240,9 +244,10 @@ class PulsarTasks:
         self._tasks[name] = task
         return task
 
-    def _publish(self, publication: Publication) -> str:
-        self.declare(publication.topic)
-        return self.broker.publish(publication)
+    def _publish_many(self, publications: Sequence[Publication], *, timeout: float) -> list[str | PulsarTasksError]:
+        for topic in {publication.topic for publication in publications}:
+            self.declare(topic)
+        return self.broker.publish_many(publications, timeout=timeout)
 
     def _subscriptions(self) -> Mapping[str, set[str]]:
         """The subscriptions of every topic that tasks and definitions of this app make known."""

@@ -276,8 +276,7 @@ class Relay:
     def _send(self, topic: str, rows: Sequence[_Row]) -> Sequence[str | Exception]:
         """For each row the id of its message, or why it has none."""
         try:
-            self._app.declare(topic)
-            return self._app.broker.publish_many([row.publication for row in rows], timeout=PUBLISH_TIMEOUT)
+            return self._app.publish_many([row.publication for row in rows], timeout=PUBLISH_TIMEOUT)
         except PulsarTasksError as error:
             return [error] * len(rows)
         except Exception as error:  # noqa: BLE001 - such as an instant that the client cannot express: find the row

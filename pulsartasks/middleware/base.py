@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Publication, Request
 from pulsartasks.outcome import Outcome
 
-Publish = Callable[[Publication], str]
+Publish = Callable[[Sequence[Publication]], list[str | PulsarTasksError]]
 Execute = Callable[[Request], Outcome]
 
 
 class Middleware:
     """A feature that wraps every publish and every run; override what you need. Called from many threads at once."""
 
-    def publish(self, publication: Publication, call_next: Publish) -> str:
-        """Around one publish; gives the message id. What it raises reaches the caller."""
-        return call_next(publication)
+    def publish(self, publications: Sequence[Publication], call_next: Publish) -> list[str | PulsarTasksError]:
+        """Around what is sent together, often one message; for each its message id, or what went wrong.
+
+        What it raises reaches the caller, and nothing was sent.
+        """
+        return call_next(publications)
 
     def execute(self, request: Request, call_next: Execute) -> Outcome:
         """Around one attempt; gives its outcome. The task's own exceptions are already part of that."""
