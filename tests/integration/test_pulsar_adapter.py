@@ -752,6 +752,26 @@ def test_reader_begins_at_an_instant(broker: Broker, topic: str, partitions: int
     assert broker.read(topic, since=next_millisecond()).receive(0.0) is None
 
 
+@pytest.mark.parametrize("kind", ["empty", "with messages", "partitioned", "trimmed", "since"])
+def test_reader_that_has_read_nothing_yet_misses_nothing_when_the_topic_moves(
+    broker: Broker, pulsar_server: PulsarServer, topic: str, kind: str
+) -> None:
+    broker.declare(topic, ["s"], partitions=2 if kind == "partitioned" else 0)
+    if kind != "empty":
+        broker.publish_many([Publication(topic, b"before", key=str(number)) for number in range(10)])
+    if kind == "trimmed":
+        broker.trim(topic, "s", before=next_millisecond())
+        pulsar_server.unload(topic)
+    for round_ in range(5):
+        reader = broker.read(topic, since=next_millisecond() if kind == "since" else None)
+
+        pulsar_server.unload(topic)
+        broker.publish(Publication(topic, str(round_).encode(), key=str(round_)), timeout=LONG)
+
+        assert values(take(reader, 1)) == [str(round_)]
+        reader.close()
+
+
 def test_reader_of_an_empty_topic_is_at_its_end(broker: Broker, topic: str) -> None:
     broker.declare(topic, ["s"])
 

@@ -18,7 +18,7 @@ from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run
 from pulsartasks.brokers.pulsar.consumer import PulsarConsumer
 from pulsartasks.brokers.pulsar.errors import translated
 from pulsartasks.brokers.pulsar.publisher import Publisher
-from pulsartasks.brokers.pulsar.reader import PulsarReader, milliseconds
+from pulsartasks.brokers.pulsar.reader import NON_PERSISTENT_QUEUE, PulsarReader, milliseconds, open_reader
 from pulsartasks.brokers.pulsar.settings import PulsarSettings
 from pulsartasks.errors import BrokerUnavailableError, PulsarTasksError, SubscriptionBusyError
 from pulsartasks.message import Publication
@@ -35,9 +35,6 @@ _POSITIONS: dict[Start, Any] = {
     "earliest": pulsar.InitialPosition.Earliest,
     "latest": pulsar.InitialPosition.Latest,
 }
-_NON_PERSISTENT_QUEUE = 1_000
-"""What a non-persistent topic buffers at least: the consumer's queue is all it has, and what does not fit is lost."""
-_READER_QUEUE = 100
 _RELEASED_FOR = 5_000
 """Milliseconds after which a message that was released is delivered again."""
 _BUSY_FOR = 2.0
@@ -99,16 +96,10 @@ class PulsarBroker(Broker):
                 return self._remember(PulsarConsumer(self._connection, consumer, self._forget))
 
     def read(self, topic: str, *, since: float | None = None) -> Reader:
-        stored = is_persistent(topic)
         with translated(f"read {topic}"):
-            reader = self._consuming().create_reader(
-                topic,
-                pulsar.MessageId.latest if since is None or not stored else pulsar.MessageId.earliest,
-                receiver_queue_size=_READER_QUEUE if stored else _NON_PERSISTENT_QUEUE,
-            )
-        opened = self._remember(PulsarReader(self._connection, reader, self._forget, since=since, stored=stored))
-        opened.seek()
-        return opened
+            reader = open_reader(self._consuming(), topic, since)
+        stored = is_persistent(topic)
+        return self._remember(PulsarReader(self._connection, reader, self._forget, since=since, stored=stored))
 
     def trim(self, topic: str, subscription: str, *, before: float) -> None:
         for partition in self._partitions(topic) if is_persistent(topic) else ():
@@ -187,7 +178,7 @@ class PulsarBroker(Broker):
         Topics do not share it out: one is busy while most are idle, and a queue of one is ten times slower.
         """
         if not all(is_persistent(topic) for topic in subscription.topics):
-            return max(subscription.prefetch, _NON_PERSISTENT_QUEUE)
+            return max(subscription.prefetch, NON_PERSISTENT_QUEUE)
         queues = max(len(self._partitions(topic)) for topic in subscription.topics)
         return max(1, math.ceil(subscription.prefetch / queues))  # 0 loses messages of other clients' batches
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pulsar
@@ -15,6 +16,7 @@ from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run
 from pulsartasks.brokers.pulsar.consumer import WAIT, TopicNames, to_delivery
 from pulsartasks.brokers.pulsar.errors import translated
 from pulsartasks.errors import ClosedError
+from pulsartasks.topics import is_persistent
 
 _ARRIVAL = 10.0
 """Seconds within which a message arrives that the broker says is there."""
@@ -22,8 +24,51 @@ _MOMENT = 0.001
 """Seconds in which the client gives what it has received already."""
 
 
+NON_PERSISTENT_QUEUE = 1_000
+"""What a non-persistent topic buffers at least: its consumers' queues are all it has, and what does not fit is lost."""
+_QUEUE = 100
+
+
+def open_reader(client: Any, topic: str, since: float | None) -> Any:
+    """The client's reader of `topic`, from its end or from an instant on."""
+    if not is_persistent(topic):
+        return client.create_reader(topic, pulsar.MessageId.latest, receiver_queue_size=NON_PERSISTENT_QUEUE)
+    if since is not None:
+        reader = client.create_reader(topic, pulsar.MessageId.earliest, receiver_queue_size=_QUEUE)
+        with _closing_on_error(reader):
+            reader.seek(milliseconds(since))
+        return reader
+    # "Latest" means something later after each reconnect, until a first message was read. So it begins at the last
+    # message that is there, which is taken away here; and if there is none, at the earliest that will be.
+    reader = client.create_reader(
+        topic, pulsar.MessageId.latest, receiver_queue_size=_QUEUE, start_message_id_inclusive=True
+    )
+    with _closing_on_error(reader):
+        if _take_last(reader, partitions=len(client.get_topic_partitions(topic))):
+            return reader
+    reader.close()
+    return client.create_reader(topic, pulsar.MessageId.earliest, receiver_queue_size=_QUEUE)
+
+
+def _take_last(reader: Any, *, partitions: int) -> bool:
+    """Take the last message of each partition; False if there was none."""
+    seen: set[str] = set()
+    while len(seen) < partitions and reader.has_message_available():
+        seen.add(reader.read_next(int(_ARRIVAL * 1000)).topic_name())
+    return bool(seen)
+
+
+@contextmanager
+def _closing_on_error(reader: Any) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        reader.close()
+        raise
+
+
 class PulsarReader(Reader):
-    """A reader that was opened at the topic's end or, with `since`, at its beginning."""
+    """What `open_reader` opened, handing out nothing that is older than `since`."""
 
     def __init__(
         self,
@@ -42,16 +87,6 @@ class PulsarReader(Reader):
         self._stored = stored
         self._lock = threading.Lock()
         self._closed = False
-
-    def seek(self) -> None:
-        """Go to the instant to begin at, where something older may be stored."""
-        if self._since and self._stored:
-            try:
-                with translated("find an instant in the topic"):
-                    self._reader.seek(self._since)
-            except BaseException:
-                self.close()
-                raise
 
     def receive(self, timeout: float) -> Delivery | None:
         to_the_end = timeout <= 0 and self._stored  # what is not stored has no end to look for
