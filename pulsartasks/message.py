@@ -131,6 +131,15 @@ def without_death(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name not in _DEATH and name not in _RETRY}
 
 
+def without_retries(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of a message that was given up: who handles it next has retries of its own.
+
+    >>> without_retries({"pt-task": "add", "RECONSUMETIMES": "3", "pt-eta": "1688062274710", "REAL_TOPIC": "x"})
+    {'pt-task': 'add', 'REAL_TOPIC': 'x'}
+    """
+    return {name: value for name, value in headers.items() if name not in (ATTEMPT, DELAY, ETA)}
+
+
 def read_int(headers: Mapping[str, str], name: str) -> int:
     """The header as a number; 0 where it is absent or not one, since other languages write headers too.
 

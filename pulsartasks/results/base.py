@@ -14,6 +14,9 @@ from pulsartasks.serializers import encode
 
 State = Literal["PENDING", "SUCCESS", "FAILURE"]
 
+LONGEST_TEXT = 16_384
+"""Characters of a message or traceback that travel with an error, and bytes of its arguments."""
+
 
 class RemoteError(msgspec.Struct, frozen=True):
     """An exception as data."""
@@ -27,15 +30,16 @@ class RemoteError(msgspec.Struct, frozen=True):
 
     @classmethod
     def capture(cls, error: BaseException) -> RemoteError:
+        message = str(error)[:LONGEST_TEXT]
         try:
-            arguments = msgspec.json.decode(encode(error.args))
-        except (TypeError, msgspec.MsgspecError):
-            arguments = [str(error)]
+            arguments = encode(error.args)
+        except TypeError:
+            arguments = b""
         return cls(
             type=f"{type(error).__module__}:{type(error).__qualname__}",
-            message=str(error),
-            arguments=arguments,
-            traceback="".join(traceback.format_exception(error)),
+            message=message,
+            arguments=msgspec.json.decode(arguments) if 0 < len(arguments) <= LONGEST_TEXT else [message],
+            traceback="".join(traceback.format_exception(error))[-LONGEST_TEXT:],
         )
 
     def restore(self) -> BaseException:

@@ -22,7 +22,7 @@ from typing_extensions import assert_never
 
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
-from pulsartasks.brokers.base import Delivery
+from pulsartasks.brokers.base import Delivery, check_size
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import (
     InvalidArgumentsError,
@@ -47,6 +47,8 @@ SETTLE_PATIENCE = 60.0
 Where order is kept there is no end to it: what comes behind must wait anyway."""
 LONGEST_TRACEBACK = 16_384
 """Characters of a traceback that travel with a dead letter; its end says most."""
+SHORT_STORY = 500
+"""Characters of it, and of the error's text, that travel with a message that hardly leaves room for them."""
 
 _log = structlog.get_logger("pulsartasks")
 
@@ -191,6 +193,9 @@ class Executor:
             try:
                 self._settle_once(run, outcome)
             except MessageTooLargeError as error:
+                if isinstance(outcome, Died):
+                    _log.error("message.unsettled", error=str(error), try_number=tries + 1)
+                    return False
                 outcome = Died(error, "failed")  # its result: the next round says so to the caller
             except PulsarTasksError as error:
                 _log.warning("message.unsettled", error=str(error), try_number=tries + 1)
@@ -240,24 +245,23 @@ class Executor:
         self._app.results.store(result, reply_to=run.delivery.properties.get(message.REPLY_TO))
 
     def _dead_letter(self, run: Run, topic: str, error: BaseException, reason: str) -> Publication:
-        return Publication(
-            topic=topic,
-            value=run.delivery.value,
-            key=run.delivery.key,
-            properties={
-                **run.delivery.properties,
-                **_origin(run),
-                message.REASON: reason,
-                message.EXCEPTION_TYPE: type(error).__qualname__,
-                message.EXCEPTION_MESSAGE: str(error)[:LONGEST_TRACEBACK],
-                message.TRACEBACK: "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:],
-                message.ATTEMPTS: str(run.request.retries + 1),
-                message.WORKER: self._worker,
-                message.FAILED_AT: _iso(time.time()),
-                message.PUBLISHED_AT: run.delivery.properties.get(message.PUBLISHED_AT)
-                or _iso(run.delivery.published_at),
-            },
-        )
+        properties = {
+            **message.without_retries(run.delivery.properties),
+            **_origin(run),
+            message.REASON: reason,
+            message.EXCEPTION_TYPE: type(error).__qualname__,
+            message.EXCEPTION_MESSAGE: str(error)[:LONGEST_TRACEBACK],
+            message.TRACEBACK: "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:],
+            message.ATTEMPTS: str(run.request.retries + 1),
+            message.WORKER: self._worker,
+            message.FAILED_AT: _iso(time.time()),
+            message.PUBLISHED_AT: _iso(_first_published(run)),
+        }
+        letter = Publication(topic, run.delivery.value, run.delivery.key, properties)
+        if check_size(letter) is not None:  # the message itself matters more than the whole story
+            properties[message.EXCEPTION_MESSAGE] = properties[message.EXCEPTION_MESSAGE][:SHORT_STORY]
+            properties[message.TRACEBACK] = properties[message.TRACEBACK][-SHORT_STORY:]
+        return letter
 
 
 def _arguments(delivery: Delivery, task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -271,7 +275,7 @@ def _arguments(delivery: Delivery, task: Task[..., Any]) -> tuple[list[Any], dic
 def _unknown(run: Run) -> Outcome:
     known = ", ".join(sorted(run.route.by_name)) or "none"
     error = UnknownTaskError(f"no task {run.request.task!r} on this topic; known here: {known}")
-    delay = unknown_task_delay(time.time() - run.delivery.published_at, run.request.retries)
+    delay = unknown_task_delay(time.time() - _first_published(run), run.request.retries)
     return Died(error, "unknown task") if delay is None else Retried(error, delay)
 
 
@@ -287,7 +291,7 @@ def _retry_copy(run: Run, delay: float) -> Publication:
             message.ATTEMPT: str(run.request.retries + 1),
             message.DELAY: str(round(delay * 1000)),
             message.ETA: str(round(due * 1000)),
-            message.PUBLISHED_AT: run.delivery.properties.get(message.PUBLISHED_AT) or _iso(run.delivery.published_at),
+            message.PUBLISHED_AT: _iso(_first_published(run)),
         },
         deliver_at=due,
     )
@@ -296,11 +300,22 @@ def _retry_copy(run: Run, delay: float) -> Publication:
 def _origin(run: Run) -> dict[str, str]:
     """Where the message first was, as the Java client says it; a copy of a copy keeps what the first copy said."""
     headers = run.delivery.properties
+    if headers.get(message.REAL_SUBSCRIPTION) != run.request.subscription:
+        headers = {}  # what another subscription says of its own: this one takes the message from where it is now
     return {
         message.REAL_TOPIC: headers.get(message.REAL_TOPIC) or run.delivery.topic,
         message.REAL_SUBSCRIPTION: run.request.subscription,
         message.ORIGIN_MESSAGE_ID: headers.get(message.ORIGIN_MESSAGE_ID) or run.delivery.message_id,
     }
+
+
+def _first_published(run: Run) -> float:
+    """When the message was published before any retry, in seconds since the epoch."""
+    try:
+        first = datetime.fromisoformat(run.delivery.properties[message.PUBLISHED_AT])
+    except (KeyError, ValueError):  # it is no copy, or somebody else wrote that header
+        return run.delivery.published_at
+    return first.timestamp()
 
 
 def _iso(instant: float) -> str:

@@ -1,0 +1,206 @@
+"""Guarantee 3: a retry is held by the broker, on a topic of its subscription alone, and comes when it is due."""
+
+from __future__ import annotations
+
+import pytest
+from structlog.testing import capture_logs
+
+from pulsartasks import PulsarTasks, TaskContext
+from pulsartasks.brokers.base import Subscription
+from pulsartasks.dead_letters import DeadLetters
+from pulsartasks.errors import MaxRetriesExceededError
+from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
+from tests.conformance.records import Record
+from tests.services import wait_until
+
+
+def test_failed_message_runs_again_until_it_succeeds(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task(bind=True, autoretry_for=(ConnectionError,), default_retry_delay=0.0)
+    def connect(context: TaskContext) -> int:
+        if context.retries < 2:
+            raise ConnectionError
+        return context.retries
+
+    start_worker(app)
+
+    assert connect.delay().get(timeout=30) == 2
+
+
+def test_error_that_is_not_named_is_not_retried(app: PulsarTasks, start_worker: Workers, record: Record) -> None:
+    @app.task(autoretry_for=(OSError,), dont_autoretry_for=(FileNotFoundError,), default_retry_delay=0.0)
+    def fail(kind: str) -> None:
+        with record.attempt(kind):
+            raise {"value": ValueError, "missing": FileNotFoundError}[kind]
+
+    start_worker(app)
+
+    for kind, error in (("value", ValueError), ("missing", FileNotFoundError)):
+        with pytest.raises(error):
+            fail.delay(kind).get(timeout=30)
+    assert record.labels() == ["value", "missing"]
+
+
+@pytest.mark.parametrize("mode", ["shared", "exclusive", "failover", "key_shared"])
+def test_retry_does_not_come_before_its_delay(
+    mode: str, acting: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    start_worker(acting, topics=[mode])
+
+    acting.tasks[mode].delay("message", "retry", times=2)
+
+    runs = record.wait_for(3)
+    assert [run.attempt for run in runs] == [1, 2, 3]
+    for earlier, later in zip(runs, runs[1:], strict=False):
+        assert earlier.ended is not None
+        assert later.began - earlier.ended >= 0.3
+
+
+def test_backoff_doubles_and_is_logged(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task(bind=True, autoretry_for=(ConnectionError,), retry_backoff=0.1, retry_jitter=False)
+    def connect(context: TaskContext) -> None:
+        if context.retries < 3:
+            raise ConnectionError
+
+    with capture_logs() as logs:
+        start_worker(app)
+        connect.delay().get(timeout=30)
+
+    assert [entry["delay"] for entry in logs if entry["event"] == "message.retried"] == [0.1, 0.2, 0.4]
+
+
+def test_task_asks_for_its_own_retry(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task(bind=True, max_retries=1)
+    def ask(context: TaskContext, error: bool) -> int:
+        if context.retries < 1 or error:
+            raise context.retry(countdown=0.0, exc=KeyError("mine") if error else None)
+        return context.retries
+
+    start_worker(app)
+
+    assert ask.delay(error=False).get(timeout=30) == 1
+    with pytest.raises(KeyError, match="mine"):
+        ask.delay(error=True).get(timeout=30)
+
+
+def test_task_that_goes_on_asking_without_a_reason_fails_as_out_of_retries(
+    app: PulsarTasks, start_worker: Workers
+) -> None:
+    @app.task(bind=True, max_retries=2)
+    def ask(context: TaskContext) -> None:
+        raise context.retry(countdown=0.0)
+
+    start_worker(app)
+
+    with pytest.raises(MaxRetriesExceededError, match="failed 3 times"):
+        ask.delay().get(timeout=30)
+
+
+def test_waiting_retry_is_a_message_on_the_subscriptions_retry_topic_with_the_java_clients_names(
+    broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers
+) -> None:
+    @app.task(
+        topic="work", subscription="mail", bind=True, autoretry_for=(OSError,), default_retry_delay=0.5, key=lambda n: "k"
+    )
+    def send(context: TaskContext, number: int) -> dict[str, str]:
+        if context.retries < 1:
+            raise OSError
+        return dict(context.request.headers)
+
+    retry = f"{app.qualify('work')}-mail-RETRY"
+    worker = start_worker(app)
+    result = send.using(headers={"colour": "red"}).delay(7)
+    wait_until(lambda: broker.backlog(retry, "mail") == 1, "no retry is waiting")
+    assert broker.backlog(app.qualify("work"), "mail") == 0  # the copy was confirmed before the original was acknowledged
+    worker.stop()
+
+    with_headers = start_worker(app)
+    headers = result.get(timeout=30)
+
+    assert headers["RECONSUMETIMES"] == "1"
+    assert headers["DELAY_TIME"] == "500"
+    assert headers["REAL_TOPIC"] == app.qualify("work")
+    assert headers["REAL_SUBSCRIPTION"] == "mail"
+    assert headers["ORIGIN_MESSAGE_ID"]
+    assert headers["colour"] == "red"
+    with_headers.stop()
+    assert broker.backlog(retry, "mail") == 0
+
+
+def test_retry_of_one_subscription_is_not_seen_by_another(
+    app: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    happened = app.topic("happened", schema=str, subscriptions=("calm", "troubled"))
+
+    @app.task(topic=happened, subscription="calm")
+    def calm(text: str) -> None:
+        with record.attempt(f"calm/{text}"):
+            pass
+
+    @app.task(
+        topic=happened, subscription="troubled", bind=True, autoretry_for=(OSError,), default_retry_delay=0.1
+    )
+    def troubled(context: TaskContext, text: str) -> None:
+        with record.attempt(f"troubled/{text}", context.retries + 1):
+            if context.retries < 2:
+                raise OSError
+
+    start_worker(app)
+    happened.publish("once")
+    record.wait_for(4)
+    happened.publish("twice")
+
+    runs = record.wait_for(8)
+    seen = sorted((run.label, run.attempt) for run in runs)
+    assert seen == sorted(
+        [("calm/once", 1), ("calm/twice", 1)]
+        + [(f"troubled/{text}", attempt) for text in ("once", "twice") for attempt in (1, 2, 3)]
+    )
+
+
+def test_retry_survives_the_death_of_all_workers(
+    broker: BrokerUnderTest, acting: PulsarTasks, start_process: StartProcess, record: Record
+) -> None:
+    shared = acting.tasks["shared"]
+    worker = start_process("shared")
+    shared.delay("message", "retry", times=1)
+    worker.wait_for_log("message.retried")
+    wait_until(lambda: broker.backlog(shared.topics.work, shared.subscription) == 0, "the original is still there")
+
+    worker.kill()
+    start_process("shared")
+
+    runs = record.wait_for(2)
+    assert [run.attempt for run in runs] == [1, 2]
+
+
+def test_message_with_no_retry_left_becomes_a_dead_letter(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task(autoretry_for=(OSError,), max_retries=2, default_retry_delay=0.0)
+    def fail() -> None:
+        raise OSError("still away")
+
+    start_worker(app)
+    with pytest.raises(OSError, match="still away"):
+        fail.delay().get(timeout=30)
+
+    [letter] = DeadLetters(app, fail).list()
+    assert letter.story is not None
+    assert letter.story.attempts == 3
+
+
+def test_nothing_is_left_of_a_message_that_succeeded_at_last(
+    broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers
+) -> None:
+    @app.task(bind=True, autoretry_for=(OSError,), default_retry_delay=0.0)
+    def connect(context: TaskContext) -> None:
+        if context.retries < 1:
+            raise OSError
+
+    worker = start_worker(app)
+    connect.delay().get(timeout=30)
+    worker.stop()
+
+    topics = connect.topics
+    assert [broker.backlog(topic, connect.subscription) for topic in (topics.work, topics.retry)] == [0, 0]
+    consumer = app.broker.subscribe(Subscription((topics.retry,), connect.subscription))
+    assert consumer.receive(0.2) is None
+    consumer.close()
