@@ -23,6 +23,7 @@ _FILES = (
     "manrope-cyrillic.woff2",
     "manrope-cyrillic-ext.woff2",
     "manrope-greek.woff2",
+    "manrope-latin-ext.woff2",
 )
 _NO_CHARACTER = "\uffff"
 ELLIPSIS = "…"
