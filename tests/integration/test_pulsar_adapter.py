@@ -217,7 +217,7 @@ def test_publish_to_nobody_says_so_within_its_timeout(opened: Callable[[str], Br
     broker = opened(f"pulsar://127.0.0.1:{free_ports(1)[0]}")
 
     started = time.monotonic()
-    with pytest.raises(BrokerUnavailableError, match="no connection"):
+    with pytest.raises(BrokerUnavailableError, match=r"could not publish to .* for 1 s"):
         broker.publish(*text(topic, "lost"), timeout=1.0)
 
     assert 0.9 < time.monotonic() - started < 3.0
@@ -708,12 +708,13 @@ def test_non_persistent_topic_carries_what_is_published_while_somebody_listens(e
     consumer, reader = either.subscribe(Subscription((fleeting,), "s")), either.read(fleeting)
 
     assert reader.receive(0.0) is None
-    either.publish_many(text(fleeting, *range(500)))
+    for number in range(20):  # one by one, for the broker drops what a connection cannot take at once
+        either.publish(*text(fleeting, number))
 
-    for source in (consumer, reader):
-        deliveries = take(source, 500)
-        assert values(deliveries) == [str(number) for number in range(500)]
-        deliveries[0].acknowledge()
+        for source in (consumer, reader):
+            [delivery] = take(source, 1)
+            assert values([delivery]) == [str(number)]
+            delivery.acknowledge()
 
 
 # Reading

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from pulsartasks.brokers.pulsar.settings import PulsarSettings
-from pulsartasks.errors import BrokerError, BrokerUnavailableError
+from pulsartasks.errors import AuthorizationError, BrokerError, BrokerUnavailableError
 from pulsartasks.options import Start
 
 _TIMEOUT = 10.0
@@ -32,6 +32,10 @@ class AdminRefusedError(BrokerError):
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"the admin interface says {status}: {reason}")
         self.status = status
+
+
+class AdminForbiddenError(AdminRefusedError, AuthorizationError):
+    """The admin interface does not let these credentials do this."""
 
 
 class Admin:
@@ -151,7 +155,8 @@ def _result(status: int, text: str) -> Any:
         answer = text
     if status >= HTTPStatus.BAD_REQUEST:
         reason = answer.get("reason") if isinstance(answer, dict) else None
-        raise AdminRefusedError(status, str(reason or HTTPStatus(status).phrase))
+        forbidden = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        raise (AdminForbiddenError if forbidden else AdminRefusedError)(status, str(reason or text[:200]))
     return answer
 
 

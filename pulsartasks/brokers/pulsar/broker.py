@@ -120,7 +120,7 @@ class PulsarBroker(Broker):
             self._admin.create_partitions(topic, partitions)
         except (BrokerUnavailableError, AdminRefusedError):
             if self._partitions(topic) == [topic]:
-                raise
+                raise  # else somebody who may has made them
 
     def _create_subscription(self, topic: str, subscription: str, start: Start) -> None:
         try:

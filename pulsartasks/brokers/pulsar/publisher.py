@@ -261,8 +261,8 @@ class _Call:
             return PublishTimeoutError(
                 f"{topic} did not confirm a message within {self._timeout:g} s; it may or may not have been stored"
             )
-        why = self._failures.get(topic, "there is no connection")
-        return BrokerUnavailableError(f"could not publish to {topic} within {self._timeout:g} s: {why}")
+        why = self._failures.get(topic, f"could not publish to {topic}: there is no connection")
+        return BrokerUnavailableError(f"{why}, for {self._timeout:g} s")
 
     def _wait_until_on_the_way(self, at_most: int) -> bool:
         with self._changed:
@@ -287,7 +287,7 @@ def _refusal(publication: Publication) -> PulsarTasksError | None:
     """Why this message is not sent at all, if so."""
     try:
         return check_size(publication)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         return _not_data(error)
 
 
