@@ -47,6 +47,10 @@ _HEALTH = re.compile(r"Health: (http://\S+)")
 _COLOURS = (36, 33, 35, 32, 34)
 
 
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
 class CannotRunError(Exception):
     """What is in the way, in words for the person at the terminal."""
 
@@ -104,12 +108,13 @@ class Part:
 
     def _pass_on_output(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            told = _HEALTH.match(line)
-            if told and self.tells_address:
-                self.address = told[1]
-            else:
-                print(f"{self._prefix()}{readable(line.rstrip())}", flush=True)
+        with process.stdout as lines:
+            for line in lines:
+                told = _HEALTH.match(line)
+                if told and self.tells_address:
+                    self.address = told[1]
+                else:
+                    say(f"{self._prefix()}{readable(line.rstrip())}")
 
     def _prefix(self) -> str:
         name = f"{self.name:<10} | "
@@ -208,10 +213,6 @@ class BabbleBox:
             part.start(self._env)
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until Ctrl-C; 1 if something is in the way."""
     parser = argparse.ArgumentParser(prog="python -m apps.run", description=__doc__.partition("\n")[0])
@@ -266,7 +267,8 @@ def environment(state: Path, given: Mapping[str, str]) -> dict[str, str]:
         "WHISPER_MODEL": model,
     }
     env = {**defaults, **{name: value for name, value in given.items() if value}}
-    env.setdefault("SECRET_KEY", _secret_key(state / "secret_key"))
+    if "SECRET_KEY" not in env:
+        env["SECRET_KEY"] = _secret_key(state / "secret_key")
     return env
 
 

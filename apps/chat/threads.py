@@ -151,6 +151,8 @@ def write_transcript(session: Session, event: Transcribed) -> bool:
     chat, message = _lock_message(session, event.chat_id, event.message_id)
     if chat is None or message is None or message.transcript_state in ("none", "ok", "no_speech"):
         return False
+    if (message.transcript_state, message.transcript_reason) == (event.status, event.reason):
+        return False
     message.transcript_state = event.status
     message.transcript = event.text
     message.transcript_reason = event.reason or ""

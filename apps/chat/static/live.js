@@ -20,7 +20,7 @@ export function startLive(list, thread) {
     source.onerror = () => {
       complaint ??= setTimeout(() => { banner.hidden = false; }, PATIENCE);
       // The browser comes back by itself after a broken connection, but not after an answer that is no stream.
-      if (source.readyState === EventSource.CLOSED) setTimeout(connect, PATIENCE);
+      if (source.readyState === EventSource.CLOSED) setTimeout(comeBack, PATIENCE);
     };
     on("chats", ({ html }) => {
       list.innerHTML = html;
@@ -30,6 +30,15 @@ export function startLive(list, thread) {
     });
     on("bubble", (bubble) => thread?.put(bubble));
     on("people", ({ html }) => thread?.showPeople(html));
+  }
+
+  async function comeBack() {
+    const answer = await fetch("/chats", { redirect: "manual" }).catch(() => null);
+    if (answer?.type !== "opaqueredirect") return connect();
+    banner.replaceChildren("You are logged out here. ", Object.assign(document.createElement("a"), {
+      href: `/log-in?next=${encodeURIComponent(location.pathname)}`, textContent: "Log in",
+    }));
+    return undefined;
   }
 
   function on(name, handle) {

@@ -194,7 +194,7 @@ def test_versions_are_seen_in_their_order_though_findings_come_at_once(
     writers = [threading.Thread(target=write, args=(message_id,)) for message_id in ids]
     for writer in writers:
         writer.start()
-    seen, finished = 0, set()
+    seen, finished = 0, set[str]()
     while len(finished) < len(ids):
         with services.database.reading() as db:
             news = db.scalars(
