@@ -19,7 +19,6 @@ MAX_PIXELS = 65_000_000
 """A phone's picture has 12 to 64 million. A PNG of some kilobytes may claim billions, and memory with them."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 class BadPictureError(Exception):
@@ -104,10 +103,8 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
     """Bring a picture to the colours that browsers assume where no profile says otherwise."""
     mode = "RGBA" if picture.mode == "RGBA" else "RGB"
     if profile := picture.info.get("icc_profile"):
-        with contextlib.suppress(
-            ImageCms.PyCMSError, OSError
-        ):  # of another colour space, or broken: as if there were none
-            converted = ImageCms.profileToProfile(picture, io.BytesIO(profile), _SRGB, outputMode=mode)
-            if converted is not None:
-                return converted
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # broken, or not for these pixels: as if it had none
+            converted = ImageCms.profileToProfile(picture, io.BytesIO(profile), srgb, outputMode=mode)
+            return converted or picture.convert(mode)
     return picture.convert(mode)

@@ -45,7 +45,7 @@ def corners(image: Encoded) -> list[tuple[int, ...]]:
     return [tuple(255 * round(part / 255) for part in colour) for colour in found if isinstance(colour, tuple)]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "GIF"])
 def test_the_usual_kinds_become_small_copies(kind: str) -> None:
     made = render(encoded(four_corners(2400, 1800), kind))
 

@@ -60,7 +60,8 @@ def stream(samples: Samples, container: str = "webm", codec: str = "libopus") ->
 
 def _write(file: object, samples: Samples, container: str, codec: str, rate: int, layout: str) -> None:
     source = SAMPLE_RATE if rate == 48_000 else rate  # Opus has rates of its own
-    with av.open(file, "w", format=container) as target:
+    pieces = {"movflags": "frag_keyframe+empty_moov"} if isinstance(file, Pipe) and container == "mp4" else {}
+    with av.open(file, "w", format=container, options=pieces) as target:
         track = target.add_stream(codec, rate=rate, layout=layout)
         resampler = av.AudioResampler(track.format, layout, rate, frame_size=track.frame_size or 1024)
         if samples.size:

@@ -13,7 +13,8 @@ import av
 import numpy as np
 import pytest
 
-from apps.audio import MAX_BYTES, MAX_SECONDS, SAMPLE_RATE, AudioInfo, BadAudioError, decode, probe
+from apps import audio
+from apps.audio import MAX_BYTES, MAX_SECONDS, SAMPLE_RATE, BadAudioError, decode, probe
 from tests.apps.transcribe.sounds import encode, silence, stream, tone
 from tests.services import Speech
 
@@ -52,12 +53,19 @@ def test_what_browsers_and_phones_record_is_read(container: str, codec: str, rat
     assert _loudest_frequency(samples) == pytest.approx(220, abs=2)
 
 
-def test_a_stream_without_a_duration_in_its_header_has_its_true_one() -> None:
-    recording = stream(tone(3.0))
+@pytest.mark.parametrize(
+    ("container", "codec", "content_type"),
+    [("webm", "libopus", "audio/webm"), ("ogg", "libopus", "audio/ogg"), ("mp4", "aac", "audio/mp4")],
+    ids=["Chromium", "Firefox", "Safari"],
+)
+def test_a_stream_as_browsers_record_it_has_its_true_duration(container: str, codec: str, content_type: str) -> None:
+    recording = stream(tone(3.0), container, codec)
 
-    with av.open(io.BytesIO(recording)) as opened:
-        assert opened.duration is None
-    assert probe(recording) == AudioInfo(duration=3.0, content_type="audio/webm")
+    if container == "webm":
+        with av.open(io.BytesIO(recording)) as opened:
+            assert opened.duration is None
+    assert probe(recording).duration == pytest.approx(3.0, abs=0.1)
+    assert probe(recording).content_type == content_type
 
 
 def test_a_recording_that_was_cut_off_gives_what_is_there() -> None:
@@ -115,6 +123,18 @@ def test_a_list_of_other_files_is_not_followed(tmp_path: Path, monkeypatch: pyte
     ):
         with pytest.raises(BadAudioError, match="not audio"):
             decode(playlist)
+
+
+def test_ffmpeg_may_open_nothing_else_even_if_it_wants_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret.wav").write_bytes(encode(tone(1.0)))
+    monkeypatch.chdir(tmp_path)
+    playlist = b"ffconcat version 1.0\nfile 'secret.wav'\n"
+    with av.open(io.BytesIO(playlist), format="concat") as followed:
+        assert followed.streams.audio
+
+    monkeypatch.setattr(audio, "_recognise", lambda _: audio._Format("concat", "audio/wav"))
+    with pytest.raises(BadAudioError):
+        decode(playlist)
 
 
 def test_video_without_sound_is_refused() -> None:
