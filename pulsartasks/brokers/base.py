@@ -15,17 +15,17 @@ from pulsartasks.errors import MessageTooLargeError, PulsarTasksError
 from pulsartasks.message import REAL_TOPIC, Publication
 from pulsartasks.options import Mode, Start
 
-MAX_MESSAGE_SIZE = 5 * 1024 * 1024
-"""Bytes of a message's value and headers that Pulsar takes by default (broker.conf, maxMessageSize)."""
-ROOM_FOR_COPIES = 8 * 1024
-"""Bytes by which a retry or dead letter may be larger than what was first published, for the headers that it adds: what could
-be published can be kept. Pulsar has room for 10 KiB of headers beyond its limit (Commands.MESSAGE_SIZE_FRAME_PADDING)."""
+MAX_MESSAGE_SIZE = 5 * 1024 * 1024 - 8 * 1024
+"""Bytes of a message's value, key and headers that may be published: what Pulsar takes by default (broker.conf, maxMessageSize)
+less what its client adds, and less the headers of a retry or dead letter: what could be published can be kept."""
+ROOM_FOR_COPIES = 7 * 1024
+"""Bytes by which a retry or dead letter may therefore be larger."""
 
 
 def check_size(publication: Publication) -> MessageTooLargeError | None:
     """What a publisher is told about a message that no broker takes; None if its size is fine."""
     headers = sum(_bytes(name) + _bytes(value) for name, value in publication.properties.items())
-    size = len(publication.value) + headers
+    size = len(publication.value) + _bytes(publication.key or "") + headers
     if size <= MAX_MESSAGE_SIZE + (ROOM_FOR_COPIES if REAL_TOPIC in publication.properties else 0):
         return None
     return MessageTooLargeError(
@@ -35,7 +35,8 @@ def check_size(publication: Publication) -> MessageTooLargeError | None:
 
 
 def _bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    characters = len(text)  # a TypeError, if it is no text
+    return characters if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True, slots=True)
