@@ -18,9 +18,10 @@ class TestingSession:
 
     __test__ = False  # pytest must not take it for a test
 
-    def __init__(self, app: PulsarTasks, broker: LocalBroker) -> None:
+    def __init__(self, app: PulsarTasks, broker: LocalBroker, worker: Worker) -> None:
         self.app = app
         self._broker = broker
+        self._worker = worker
 
     def join(self, timeout: float = 10.0) -> None:
         """Wait until all that was published is settled, what tasks publish themselves included.
@@ -29,9 +30,11 @@ class TestingSession:
             TimeoutError: something is still waiting (perhaps for a retry or an eta) or running after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        while unsettled := self._broker.store.unsettled():
+        # Subscriptions count from when they are consumed: looking earlier would find nothing to wait for.
+        while not self._worker.ready or self._broker.store.unsettled():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{unsettled} messages are not settled after {timeout:g} s")
+                unsettled = self._broker.store.unsettled()
+                raise TimeoutError(f"messages that are not settled after {timeout:g} s: {unsettled}")
             time.sleep(_LOOK_AGAIN)
 
 
@@ -46,6 +49,6 @@ def testing(app: PulsarTasks, *, concurrency: int = 2) -> Iterator[TestingSessio
         worker = Worker(app, concurrency=concurrency)
         worker.start()
         try:
-            yield TestingSession(app, broker)
+            yield TestingSession(app, broker, worker)
         finally:
             worker.stop(grace=5.0)
