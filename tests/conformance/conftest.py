@@ -33,6 +33,10 @@ class BrokerUnderTest(Protocol):
         """Messages that are not acknowledged on the subscription, those in a worker's hands included."""
         ...
 
+    def subscriptions(self, topic: str) -> set[str]:
+        """The names of the topic's subscriptions."""
+        ...
+
 
 @dataclass
 class Local:
@@ -44,13 +48,23 @@ class Local:
         return f"local://{self.folder}/broker.db"
 
     def backlog(self, topic: str, subscription: str) -> int:
-        with closing(sqlite3.connect(self.folder / "broker.db", timeout=30)) as sql:
-            [count] = sql.execute(
-                "SELECT count(*) FROM deliveries WHERE subscription_id IN (SELECT s.id FROM subscriptions s"
-                " JOIN topics t ON t.id = s.topic_id WHERE t.name = ? AND s.name = ?)",
-                (topic, subscription),
-            ).fetchone()
+        [(count,)] = self._select(
+            "SELECT count(*) FROM deliveries WHERE subscription_id IN (SELECT s.id FROM subscriptions s"
+            " JOIN topics t ON t.id = s.topic_id WHERE t.name = ? AND s.name = ?)",
+            topic,
+            subscription,
+        )
         return int(count)
+
+    def subscriptions(self, topic: str) -> set[str]:
+        rows = self._select(
+            "SELECT s.name FROM subscriptions s JOIN topics t ON t.id = s.topic_id WHERE t.name = ?", topic
+        )
+        return {name for (name,) in rows}
+
+    def _select(self, query: str, *values: str) -> list[Any]:
+        with closing(sqlite3.connect(self.folder / "broker.db", timeout=30)) as sql:
+            return sql.execute(query, values).fetchall()
 
 
 @dataclass
@@ -63,8 +77,13 @@ class Pulsar:
         return f"{self.server.service_url}?admin_url={self.server.admin_url}"
 
     def backlog(self, topic: str, subscription: str) -> int:
-        stats: Any = self.server.stats(topic)["subscriptions"]
-        return int(stats[subscription]["msgBacklog"])
+        return int(self._stats(topic)[subscription]["msgBacklog"])
+
+    def subscriptions(self, topic: str) -> set[str]:
+        return set(self._stats(topic))
+
+    def _stats(self, topic: str) -> Any:
+        return self.server.stats(topic)["subscriptions"]
 
 
 @pytest.fixture(params=["local", pytest.param("pulsar", marks=pytest.mark.pulsar)])
