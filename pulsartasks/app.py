@@ -206,8 +206,15 @@ class PulsarTasks:
         if topic in connection.declared:
             return
         known = next((t for t in self._topics.values() if t.full_name == topic), None)
-        subscriptions = self._subscriptions()[topic]
-        connection.broker.declare(topic, subscriptions, partitions=0 if known is None else known.partitions)
+        latest = {
+            task.subscription
+            for task in self._tasks.values()
+            if task.topics.work == topic and task.options.start == "latest"
+        } - (frozenset() if known is None else known.subscriptions)
+        earliest = self._subscriptions()[topic] - latest
+        connection.broker.declare(topic, earliest, partitions=0 if known is None else known.partitions)
+        if latest:
+            connection.broker.declare(topic, latest, start="latest")
         connection.declared.add(topic)
 
     def testing(self) -> AbstractContextManager[Any]:
