@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +26,12 @@ class RunningWorker:
 
     blobs: BlobStore
     blob_folder: Path
+    log: Path
+
+    def kill(self) -> None:
+        """``kill -9`` of the process that runs the tasks; the worker starts another one."""
+        told = [json.loads(line) for line in self.log.read_text("utf-8").splitlines() if line.startswith("{")]
+        os.kill([line["pid"] for line in told if line["event"] == "process.started"][-1], signal.SIGKILL)
 
 
 @contextmanager
@@ -37,6 +46,6 @@ def running_worker(name: str, folder: Path, env: Mapping[str, str] | None = None
     try:
         process.wait_until_ready(lambda: "process.ready" in log.read_text("utf-8"), f"the worker of {name}", START)
         with app.on_broker(broker):
-            yield RunningWorker(open_blob_store(str(blobs)), blobs)
+            yield RunningWorker(open_blob_store(str(blobs)), blobs, log)
     finally:
         process.stop()

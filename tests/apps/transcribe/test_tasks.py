@@ -7,8 +7,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import jiwer
+import numpy as np
 import pytest
 
+from apps.audio import decode
 from apps.events import (
     MessageCreated,
     Transcribed,
@@ -128,3 +130,21 @@ def test_storage_that_is_away_is_waited_for(worker: RunningWorker, results: Tail
     event = results.receive(PATIENCE)
     assert event is not None
     assert event.message_id == message.message_id
+
+
+def test_a_killed_transcription_is_done_by_the_next_process(
+    worker: RunningWorker, results: Tail[Transcribed], speech: Speech
+) -> None:
+    long = np.concatenate([decode(clip.path.read_bytes()) for clip in speech.clips])
+    message = sent(worker, encode(long))
+
+    with transcription_started.tail() as started:
+        message_created.publish(message)
+        assert started.receive(PATIENCE)
+        worker.kill()
+        assert started.receive(PATIENCE) == TranscriptionStarted(message.message_id, "chat-1")
+    event = results.receive(PATIENCE)
+
+    assert event is not None
+    assert (event.message_id, event.status) == (message.message_id, "ok")
+    assert results.receive(0.5) is None
