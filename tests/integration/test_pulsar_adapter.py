@@ -275,25 +275,33 @@ def test_shared_spreads_messages_over_its_consumers(broker: Broker, topic: str) 
     assert sorted(values([*take(consumers[0], 1), *take(consumers[1], 1)])) == ["0", "1"]
 
 
-@pytest.mark.parametrize("second", ["exclusive", "shared"])
-def test_exclusive_refuses_a_second_consumer(broker: Broker, topic: str, second: Mode) -> None:
-    broker.subscribe(Subscription((topic,), "s", mode="exclusive"))
+@pytest.mark.parametrize("mode", ["exclusive", "failover"])
+@pytest.mark.parametrize("second", ["exclusive", "failover", "shared"])
+def test_subscription_that_one_consumer_holds_refuses_a_second(
+    broker: Broker, topic: str, mode: Mode, second: Mode
+) -> None:
+    broker.subscribe(Subscription((topic,), "s", mode=mode))
 
     with pytest.raises(SubscriptionBusyError, match="another consumer"):
         broker.subscribe(Subscription((topic,), "s", mode=second))
 
 
-def test_failover_hands_over_when_the_active_consumer_leaves(broker: Broker, topic: str) -> None:
-    consumers = [broker.subscribe(Subscription((topic,), "s", mode="failover")) for _ in range(2)]
-    broker.publish_many(text(topic, *range(3)))
-    with ThreadPoolExecutor(2) as pool:
-        received = list(pool.map(lambda consumer: consumer.receive(1.0), consumers))
-    [active] = [consumer for consumer, delivery in zip(consumers, received, strict=True) if delivery]
-    [standby] = [consumer for consumer in consumers if consumer is not active]
+@pytest.mark.parametrize("partitions", [0, 3])
+def test_failover_is_taken_over_with_all_messages_when_its_consumer_leaves(
+    broker: Broker, topic: str, partitions: int
+) -> None:
+    broker.declare(topic, ["s"], partitions=partitions)
+    broker.publish_many([Publication(topic, b"", key=str(number)) for number in range(10)])
+    first = broker.subscribe(Subscription((topic,), "s", mode="failover"))
+    settled, _running = take(first, 2)
+    settled.acknowledge()
+    with pytest.raises(SubscriptionBusyError):
+        broker.subscribe(Subscription((topic,), "s", mode="failover"))
 
-    active.close()
+    first.close()
 
-    assert values(take(standby, 3)) == ["0", "1", "2"]
+    second = broker.subscribe(Subscription((topic,), "s", mode="failover"))
+    assert settled.message_id not in {delivery.message_id for delivery in take(second, 9)}
 
 
 def test_key_shared_keeps_a_key_with_one_consumer(broker: Broker, topic: str) -> None:

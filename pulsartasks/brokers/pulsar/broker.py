@@ -28,7 +28,9 @@ from pulsartasks.topics import is_persistent
 _TYPES: dict[Mode, Any] = {
     "shared": pulsar.ConsumerType.Shared,
     "exclusive": pulsar.ConsumerType.Exclusive,
-    "failover": pulsar.ConsumerType.Failover,
+    # Not Failover: there the broker chooses by a hash of the consumers' names, so one that joins takes over from one in the
+    # middle of a message, as likely as not (docs/decisions/0007-failover.md).
+    "failover": pulsar.ConsumerType.Exclusive,
     "key_shared": pulsar.ConsumerType.KeyShared,
 }
 _POSITIONS: dict[Start, Any] = {
@@ -37,7 +39,7 @@ _POSITIONS: dict[Start, Any] = {
 }
 _RELEASED_FOR = 5_000
 """Milliseconds after which a message that was released is delivered again."""
-_BUSY_FOR = 2.0
+_BUSY_FOR: dict[Mode, float] = {"shared": 2.0, "key_shared": 2.0, "failover": 0.3, "exclusive": 0.3}
 """Seconds for which a busy subscription is tried again: somebody who declares it holds it for a moment."""
 _BUSY_PAUSE = 0.1
 _ARRIVAL = 1_000
@@ -84,7 +86,7 @@ class PulsarBroker(Broker):
             "initial_position": _POSITIONS[subscription.start],
             "negative_ack_redelivery_delay_ms": _RELEASED_FOR,
         }
-        deadline = time.monotonic() + _BUSY_FOR
+        deadline = time.monotonic() + _BUSY_FOR[subscription.mode]
         while True:
             try:
                 consumer = self._subscribe(subscription.topics, subscription.name, **options)
