@@ -330,6 +330,6 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BrokerUnavailableError(f"the local broker's folder {folder} cannot be made: {error}") from error
+        raise BrokerUnavailableError(f"the local broker's folder {folder} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise BrokerUnavailableError(f"the local broker's folder {folder} cannot be written to")

@@ -108,7 +108,7 @@ class Store:
         self._lock = threading.RLock()
         self._topic_ids: dict[str, int] = {}
         self._closed = False
-        with _mapped_errors():
+        with _mapped_errors(path):
             self._sql = sqlite3.connect(
                 ":memory:" if path is None else path,
                 timeout=BUSY_TIMEOUT,
@@ -425,13 +425,14 @@ def _row(row: tuple[int, str | None, bytes, bytes]) -> Row:
 
 
 @contextmanager
-def _mapped_errors() -> Iterator[None]:
+def _mapped_errors(path: Path | None = None) -> Iterator[None]:
     """SQLite's errors in the words of the port."""
+    where = "" if path is None else f" {path}"
     try:
         yield
     except sqlite3.ProgrammingError as error:
         raise ClosedError(f"the local broker was closed ({error})") from error
     except sqlite3.OperationalError as error:
-        raise BrokerUnavailableError(f"the local broker's database cannot be used: {error}") from error
+        raise BrokerUnavailableError(f"the local broker's database{where} cannot be used: {error}") from error
     except sqlite3.Error as error:
-        raise BrokerError(f"the local broker's database is damaged or no database: {error}") from error
+        raise BrokerError(f"the local broker's database{where} is damaged or no database: {error}") from error
