@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Concatenate, Literal, TypeVar, get_args, get_origin, overload
+from typing import Any, Concatenate, Literal, Protocol, TypeVar, get_args, get_origin, overload
 from urllib.parse import urlsplit
 
 from typing_extensions import ParamSpec, Unpack
@@ -34,6 +34,14 @@ T = TypeVar("T")
 
 DEFAULT_BROKER = "local://"
 _MODULES = {"pulsar+ssl": "pulsar", "memory": "local"}
+
+
+class Testing(Protocol):
+    """What `PulsarTasks.testing` gives: see `pulsartasks.testing.TestingSession`."""
+
+    def join(self, timeout: float = 10.0) -> None:
+        """Wait until all that was published is settled; a `TimeoutError` after `timeout` seconds."""
+        ...
 
 
 class PulsarTasks:
@@ -217,9 +225,17 @@ class PulsarTasks:
             connection.broker.declare(topic, latest, start="latest")
         connection.declared.add(topic)
 
-    def testing(self) -> AbstractContextManager[Any]:
-        """Run this app on a broker in memory with a worker in this process; see `pulsartasks.testing`."""
-        return plugins.load("testing", "session").testing(self)  # type: ignore[no-any-return]
+    def testing(
+        self, *, topics: Collection[str] | None = None, concurrency: int = 2
+    ) -> AbstractContextManager[Testing]:
+        """Run this app, or those of its tasks that consume `topics`, on a broker in memory and threads of this process.
+
+        `concurrency` messages of a subscription run at once. See `pulsartasks.testing`.
+        """
+        session: AbstractContextManager[Testing] = plugins.load("testing", "session").testing(
+            self, topics=topics, concurrency=concurrency
+        )
+        return session
 
     @contextmanager
     def on_broker(self, url: str) -> Iterator[Broker]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from pulsartasks.app import PulsarTasks
@@ -39,14 +39,17 @@ class TestingSession:
 
 
 @contextmanager
-def testing(app: PulsarTasks, *, concurrency: int = 2) -> Iterator[TestingSession]:
+def testing(
+    app: PulsarTasks, *, topics: Collection[str] | None = None, concurrency: int = 2
+) -> Iterator[TestingSession]:
     """Replace the app's broker by one in memory, and run a worker on it until the block ends.
 
-    Resources are set up and torn down as in a real worker.
+    Resources are set up and torn down as in a real worker. `topics` and `concurrency` are the worker's; what is sent to
+    other topics stays there, and `TestingSession.join` does not wait for it.
     """
     with app.on_broker("memory://") as broker:
         assert isinstance(broker, LocalBroker)
-        worker = Worker(app, concurrency=concurrency)
+        worker = Worker(app, concurrency=concurrency, topics=topics)
         worker.start()
         try:
             yield TestingSession(app, broker, worker)
