@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expec
 
 from tests.apps.browser.visitor import Visitor
 from tests.apps.running import RunningBabbleBox
-from tests.services import PulsarServer, S3Server, Speech
+from tests.services import PostgresServer, PulsarServer, S3Server, Speech
 
 FAKE_DEVICE = "--use-fake-device-for-media-stream"
 YES_TO_MICROPHONE = "--use-fake-ui-for-media-stream"
@@ -26,13 +26,14 @@ MakeBrowser = Callable[..., Browser]
 def babblebox(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, whisper_weights: Callable[[str], Path]
 ) -> Iterator[RunningBabbleBox]:
-    """openai-whisper on the embedded broker and a folder; faster-whisper on a real Pulsar and a real S3 server."""
+    """openai-whisper on the embedded broker and a folder; faster-whisper on real servers."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "embedded":
             env = {"WHISPER_ENGINE": "openai", "WHISPER_MODEL": str(whisper_weights("openai"))}
         else:
             pulsar: PulsarServer = request.getfixturevalue("pulsar_server")
             s3: S3Server = request.getfixturevalue("s3_server")
+            postgres: PostgresServer = request.getfixturevalue("postgres_server")
             for name, value in s3.environment.items():
                 patch.setenv(name, value)
             env = {
@@ -40,6 +41,7 @@ def babblebox(
                 "WHISPER_MODEL": str(whisper_weights("faster")),
                 "PULSARTASKS_BROKER": pulsar.service_url,
                 "BLOB_STORE": s3.store_url("browser"),
+                "DATABASE_URL": postgres.new_database(),
             }
         running = RunningBabbleBox(tmp_path_factory.mktemp(f"babblebox-{request.param}"), env)
         running.start()
@@ -106,3 +108,12 @@ def visit(browser: Browser, babblebox: RunningBabbleBox) -> Iterator[Callable[..
     for context in contexts:
         context.close()
     assert trouble == []
+
+
+@pytest.fixture
+def ada(visit: Callable[..., Visitor]) -> Visitor:
+    """Somebody who has signed up and looks at a chat of her own."""
+    ada = visit("ada")
+    ada.sign_up()
+    ada.new_chat()
+    return ada

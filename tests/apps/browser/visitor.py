@@ -79,6 +79,10 @@ class Visitor:
         return bool(self.page.evaluate("window.stayed === true"))
 
 
+def file(name: str, data: bytes, kind: str = "audio/webm") -> FilePayload:
+    return {"name": name, "mimeType": kind, "buffer": data}
+
+
 def shown(image: Locator) -> bool:
     """Whether a picture was really loaded and painted."""
     expect(image).to_be_visible()
