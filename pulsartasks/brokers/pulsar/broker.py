@@ -28,8 +28,8 @@ from pulsartasks.topics import is_persistent
 _TYPES: dict[Mode, Any] = {
     "shared": pulsar.ConsumerType.Shared,
     "exclusive": pulsar.ConsumerType.Exclusive,
-    # Not Failover: there the broker chooses by a hash of the consumers' names, so one that joins takes over from one in the
-    # middle of a message, as likely as not (docs/decisions/0007-failover.md).
+    # Not Failover: there the broker chooses by a hash of the consumers' names, so that one that joins takes over from
+    # one in the middle of a message, as likely as not (docs/decisions/0007-failover.md).
     "failover": pulsar.ConsumerType.Exclusive,
     "key_shared": pulsar.ConsumerType.KeyShared,
 }

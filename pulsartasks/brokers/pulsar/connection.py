@@ -36,6 +36,10 @@ class Connection:
         return self._closed
 
     @property
+    def usable(self) -> bool:
+        return not self._closed and not self.inherited
+
+    @property
     def inherited(self) -> bool:
         """Whether this process was forked off the one that opened it, so that no call into the client would return."""
         return self._pid is not None and self._pid != os.getpid()

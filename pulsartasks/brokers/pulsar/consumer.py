@@ -81,7 +81,7 @@ class PulsarConsumer(Consumer):
 
     @property
     def connected(self) -> bool:
-        return not self._closed and not self._connection.closed and bool(self._consumer.is_connected())
+        return not self._closed and self._connection.usable and bool(self._consumer.is_connected())
 
     def _take(self, message: Any) -> Delivery | None:
         """The delivery of `message`; None if it is a copy of one that runs or ran here.

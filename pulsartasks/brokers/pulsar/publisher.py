@@ -36,7 +36,7 @@ from pulsartasks.message import Publication
 
 MAX_PRODUCERS = 256
 """Producers kept open; beyond it the one unused for longest is closed. Replies need one per calling process."""
-_WINDOW = 5_000
+_WINDOW = 1_000
 """Messages of one call that are on their way at once, so that a large call is not held in memory twice."""
 _PAUSE = 0.1
 """Seconds before trying again to open a producer that the broker could not open."""
