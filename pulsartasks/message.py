@@ -7,6 +7,7 @@ client's names (RetryMessageUtil of apache/pulsar), so both sides understand eac
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -138,6 +139,15 @@ def without_retries(headers: Mapping[str, str]) -> dict[str, str]:
     {'pt-task': 'add', 'REAL_TOPIC': 'x'}
     """
     return {name: value for name, value in headers.items() if name not in (ATTEMPT, DELAY, ETA)}
+
+
+def milliseconds(instant: float) -> str:
+    """The first whole millisecond that is not before `instant` (seconds since the epoch): a delay is never early.
+
+    >>> milliseconds(1688062274.7101)
+    '1688062274711'
+    """
+    return str(math.ceil(instant * 1000))
 
 
 def read_int(headers: Mapping[str, str], name: str) -> int:

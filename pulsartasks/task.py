@@ -16,7 +16,7 @@ from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError
-from pulsartasks.message import ETA, REPLY_TO, TASK, TASK_ID, Publication, Request, new_task_id
+from pulsartasks.message import ETA, REPLY_TO, TASK, TASK_ID, Publication, Request, milliseconds, new_task_id
 from pulsartasks.options import TaskOptions
 from pulsartasks.result import AsyncResult
 from pulsartasks.results.base import ResultStore
@@ -140,7 +140,7 @@ class Task(Generic[P, R]):
         if not self.options.ignore_result:
             properties[REPLY_TO] = self._host.results.reply_to
         if due is not None:
-            properties[ETA] = str(round(due * 1000))
+            properties[ETA] = milliseconds(due)
         return Publication(
             topic=self.topics.calls if due is None else self.topics.delayed,
             value=self.codec.encode(args, kwargs),

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pulsartasks.brokers.base import Reader
 from pulsartasks.errors import ClosedError, InvalidArgumentsError
-from pulsartasks.message import Publication
+from pulsartasks.message import ETA, Publication, milliseconds
 from pulsartasks.serializers import PayloadCodec
 from pulsartasks.signature import CallOptions, Signature, check_key
 from pulsartasks.topics import DEAD_LETTERS, dead_letter_topic
@@ -107,14 +107,16 @@ class Topic(Generic[T]):
         if len(args) != 1 or kwargs:
             raise InvalidArgumentsError(f"an event of {self.name} has exactly one payload")
         [payload] = args
+        due = options.due(time.time())
         return Publication(
             topic=self.full_name,
             value=self._codec.encode(payload),
             key=options.key
             if options.key is not None or self.key is None
             else check_key(self.key(payload), of=self.name),
-            properties=options.headers,
-            deliver_at=options.due(time.time()),
+            # The instant travels too, since not every subscription is held back by the broker.
+            properties=options.headers if due is None else {**options.headers, ETA: milliseconds(due)},
+            deliver_at=due,
         )
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 import structlog
 
@@ -57,6 +57,8 @@ class ConsumerThreads(ABC):
         self._opened = threading.Event()
         self._standing_by = threading.Event()
         self._failed: Callable[[BaseException], None] = _log_failure
+        self._aside: Mapping[str, str] = {}
+        """Where messages of a topic are put back, if not to that topic, which others would get them from again."""
 
     @property
     def ready(self) -> bool:
@@ -159,18 +161,26 @@ class ConsumerThreads(ABC):
     def _put_back(self, delivery: Delivery, eta: float) -> None:
         """Have the broker hold a message again that it gave out far too early, e.g. as its delayed delivery is off."""
         _log.warning("message.early", message_id=delivery.message_id, seconds=round(eta - time.time(), 1))
-        self._app.publish(
-            Publication(delivery.topic, delivery.value, delivery.key, delivery.properties, deliver_at=eta)
-        )
+        topic = self._aside.get(delivery.topic, delivery.topic)
+        self._app.publish(Publication(topic, delivery.value, delivery.key, delivery.properties, deliver_at=eta))
         delivery.acknowledge()
 
 
 class SharedConsumer(ConsumerThreads):
     """Receive, run, acknowledge: in the same thread."""
 
-    def __init__(self, app: PulsarTasks, subscription: Subscription, executor: Executor, *, threads: int) -> None:
+    def __init__(
+        self,
+        app: PulsarTasks,
+        subscription: Subscription,
+        executor: Executor,
+        *,
+        threads: int,
+        aside: Mapping[str, str],
+    ) -> None:
         super().__init__(app, subscription, threads=threads)
         self._executor = executor
+        self._aside = aside
 
     def _work(self, consumer: Consumer) -> None:
         while not self._stopping.is_set():
@@ -234,9 +244,16 @@ class OrderedConsumer(ConsumerThreads):
             with self._condition:
                 self._receiving = False
                 if delivery is not None:
-                    self._lanes.put(Held(delivery, self._lane(delivery)))
+                    self._hold(Held(delivery, self._lane(delivery)))
                 self._condition.notify()
         return None
+
+    def _hold(self, held: Held) -> None:
+        due = read_int(held.delivery.properties, message.ETA) / 1000
+        if due > time.time():  # Pulsar holds nothing back for exclusive and failover subscriptions
+            self._lanes.park(held, due)
+        else:
+            self._lanes.put(held)
 
     def _until_due(self) -> float:
         due = self._lanes.next_due()

@@ -290,7 +290,7 @@ def _retry_copy(run: Run, delay: float) -> Publication:
             **_origin(run),
             message.ATTEMPT: str(run.request.retries + 1),
             message.DELAY: str(round(delay * 1000)),
-            message.ETA: str(round(due * 1000)),
+            message.ETA: message.milliseconds(due),
             message.PUBLISHED_AT: _iso(_first_published(run)),
         },
         deliver_at=due,

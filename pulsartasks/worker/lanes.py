@@ -44,6 +44,7 @@ class Lanes:
         self._lanes: dict[Hashable, _Lane] = {}
         self._runnable: deque[Held] = deque()
         self._postponed: list[tuple[float, int, Held]] = []
+        self._parked: list[tuple[float, int, Held]] = []
         self._ticket = 0
 
     @property
@@ -53,15 +54,17 @@ class Lanes:
     def put(self, held: Held) -> None:
         """Add a received message at the end of its lane."""
         self._count += 1
-        lane = self._lanes.setdefault(held.lane, _Lane())
-        if lane.busy:
-            lane.waiting.append(held)
-        else:
-            lane.busy = True
-            self._runnable.append(held)
+        self._join(held)
+
+    def park(self, held: Held, until: float) -> None:
+        """Hold a received message that joins its lane at the instant `until`; the lane goes on meanwhile."""
+        self._count += 1
+        heapq.heappush(self._parked, (until, self._next_ticket(), held))
 
     def take(self, now: float) -> Held | None:
         """The next message that may run at the instant `now`; its lane is busy until `done` or `postpone`."""
+        while self._parked and self._parked[0][0] <= now:
+            self._join(heapq.heappop(self._parked)[2])
         while self._postponed and self._postponed[0][0] <= now:
             self._runnable.append(heapq.heappop(self._postponed)[2])
         return self._runnable.popleft() if self._runnable else None
@@ -77,9 +80,21 @@ class Lanes:
 
     def postpone(self, held: Held, until: float) -> None:
         """The message runs again, not before the instant `until`; its lane waits for it."""
-        self._ticket += 1  # the heap must never compare messages
-        heapq.heappush(self._postponed, (until, self._ticket, held))
+        heapq.heappush(self._postponed, (until, self._next_ticket(), held))
 
     def next_due(self) -> float | None:
-        """When the next postponed message may run; None if none is postponed."""
-        return self._postponed[0][0] if self._postponed else None
+        """When the next postponed or parked message may run; None if there is none."""
+        return min((heap[0][0] for heap in (self._postponed, self._parked) if heap), default=None)
+
+    def _join(self, held: Held) -> None:
+        lane = self._lanes.setdefault(held.lane, _Lane())
+        if lane.busy:
+            lane.waiting.append(held)
+        else:
+            lane.busy = True
+            self._runnable.append(held)
+
+    def _next_ticket(self) -> int:
+        """What tells entries of the same instant apart, since a heap must never compare messages."""
+        self._ticket += 1
+        return self._ticket

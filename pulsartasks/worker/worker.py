@@ -120,7 +120,9 @@ class Worker:
 
     def _consume_shared(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
         topics = [name for t in tasks for name in (t.topics.work, t.topics.calls, t.topics.retry, t.topics.delayed)]
-        return [SharedConsumer(self.app, _subscription(settings, topics), self._executor, threads=settings.concurrency)]
+        aside = {t.topics.work: t.topics.delayed for t in tasks if t.event_topic is not None}
+        subscription = _subscription(settings, topics)
+        return [SharedConsumer(self.app, subscription, self._executor, threads=settings.concurrency, aside=aside)]
 
     def _consume_ordered(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
         ordered = _subscription(settings, [name for t in tasks for name in (t.topics.work, t.topics.calls)])

@@ -358,9 +358,7 @@ def test_message_with_lying_headers_stops_nobody(app: PulsarTasks, start_worker:
         {"pt-reply-to": "no topic at all!"},
     ]
     for number, headers in enumerate(lies):
-        app.publish(
-            Publication(note.topics.work, b'{"args": ["%d"]}' % number, properties={TASK: "note", **headers})
-        )
+        app.publish(Publication(note.topics.work, b'{"args": ["%d"]}' % number, properties={TASK: "note", **headers}))
 
     record.wait_for_labels(*map(str, range(len(lies))))
 
@@ -375,11 +373,15 @@ def test_dead_letters_can_be_handled_by_a_task_with_retries_of_its_own(
     def work(order: Order) -> None:
         raise OSError("no way")
 
-    @app.task(topic=dead, subscription="chat", bind=True, autoretry_for=(KeyError,), max_retries=2, default_retry_delay=0.0)
+    @app.task(
+        topic=dead, subscription="chat", bind=True, autoretry_for=(KeyError,), max_retries=2, default_retry_delay=0.0
+    )
     def tell(context: TaskContext, order: Order) -> None:
         letter = context.request.dead_letter
         assert letter is not None
-        with record.attempt(f"{order.customer}: {letter.exception_message} after {letter.attempts}", context.retries + 1):
+        with record.attempt(
+            f"{order.customer}: {letter.exception_message} after {letter.attempts}", context.retries + 1
+        ):
             if context.retries < 2:
                 raise KeyError
 

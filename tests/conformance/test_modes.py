@@ -310,18 +310,18 @@ def test_key_shared_keeps_its_promise_over_processes_and_through_a_kill(
     acting: PulsarTasks, start_process: StartProcess, record: Record
 ) -> None:
     task = acting.tasks["key_shared"]
-    labels = [f"{key}/{number}" for number in range(25) for key in "abcdef"]
+    keys = [f"key-{number}" for number in range(40)]  # more than one process holds at a time, so both have some
+    labels = [f"{key}/{number}" for number in range(4) for key in keys]
     victim = start_process("key_shared", "-c", "4").wait_until_ready()
     start_process("key_shared", "-c", "4").wait_until_ready()
-    for label in labels:
-        task.delay(label, seconds=0.01)
+    acting.publish_many([task.s(label, seconds=0.01).publication() for label in labels])
     wait_until(lambda: any(run.pid in victim.children() for run in record.runs()), "the victim ran nothing")
 
     victim.kill()
 
     lanes = by_key(record.wait_for_labels(*labels))
     assert {key: first_runs(runs) for key, runs in lanes.items()} == {
-        key: [f"{key}/{number}" for number in range(25)] for key in "abcdef"
+        key: [f"{key}/{number}" for number in range(4)] for key in keys
     }
     alive = [run for runs in lanes.values() for run in runs if run.ended is not None]
     assert not any(overlapping(runs) for runs in by_key(alive).values())

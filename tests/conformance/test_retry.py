@@ -99,7 +99,12 @@ def test_waiting_retry_is_a_message_on_the_subscriptions_retry_topic_with_the_ja
     broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers
 ) -> None:
     @app.task(
-        topic="work", subscription="mail", bind=True, autoretry_for=(OSError,), default_retry_delay=0.5, key=lambda n: "k"
+        topic="work",
+        subscription="mail",
+        bind=True,
+        autoretry_for=(OSError,),
+        default_retry_delay=0.5,
+        key=lambda n: "k",
     )
     def send(context: TaskContext, number: int) -> dict[str, str]:
         if context.retries < 1:
@@ -110,7 +115,9 @@ def test_waiting_retry_is_a_message_on_the_subscriptions_retry_topic_with_the_ja
     worker = start_worker(app)
     result = send.using(headers={"colour": "red"}).delay(7)
     wait_until(lambda: broker.backlog(retry, "mail") == 1, "no retry is waiting")
-    assert broker.backlog(app.qualify("work"), "mail") == 0  # the copy was confirmed before the original was acknowledged
+    assert (
+        broker.backlog(app.qualify("work"), "mail") == 0
+    )  # the copy was confirmed before the original was acknowledged
     worker.stop()
 
     with_headers = start_worker(app)
@@ -136,9 +143,7 @@ def test_retry_of_one_subscription_is_not_seen_by_another(
         with record.attempt(f"calm/{text}"):
             pass
 
-    @app.task(
-        topic=happened, subscription="troubled", bind=True, autoretry_for=(OSError,), default_retry_delay=0.1
-    )
+    @app.task(topic=happened, subscription="troubled", bind=True, autoretry_for=(OSError,), default_retry_delay=0.1)
     def troubled(context: TaskContext, text: str) -> None:
         with record.attempt(f"troubled/{text}", context.retries + 1):
             if context.retries < 2:

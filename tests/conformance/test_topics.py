@@ -117,7 +117,9 @@ def test_event_topic_carries_the_bare_payload_with_its_key(app: PulsarTasks) -> 
     reader.close()
 
 
-def test_foreign_message_on_an_event_topic_is_the_payload(app: PulsarTasks, start_worker: Workers, record: Record) -> None:
+def test_foreign_message_on_an_event_topic_is_the_payload(
+    app: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
     sent = app.topic("sent", schema=Parcel, subscriptions=("packing",))
 
     @app.task(topic=sent, subscription="packing")

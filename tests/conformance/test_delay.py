@@ -1,0 +1,149 @@
+"""Guarantee 7: countdown and eta are held by the broker and never early, in every mode; what is due runs."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+
+from pulsartasks import PulsarTasks
+from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
+from tests.conformance.records import Record, overlapping
+from tests.services import wait_until
+
+MODES = ["shared", "exclusive", "failover", "key_shared"]
+
+
+class Order(msgspec.Struct, frozen=True):
+    customer: str
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_countdown_is_never_early_and_does_not_hold_up_others(
+    mode: str, acting: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    task = acting.tasks[mode]
+    start_worker(acting, topics=[mode])
+
+    called = time.time()
+    task.using(countdown=1.2).delay("a/late")
+    task.using(countdown=timedelta(milliseconds=600)).delay("a/soon")
+    task.delay("a/now")
+
+    runs = record.wait_for(3)
+    assert [run.label for run in runs] == ["a/now", "a/soon", "a/late"]
+    assert runs[1].began >= called + 0.6
+    assert runs[2].began >= called + 1.2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_eta_is_never_early_not_by_a_fraction_of_a_millisecond(
+    mode: str, acting: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    start_worker(acting, topics=[mode])
+    due = datetime.now(timezone.utc) + timedelta(seconds=0.5)
+    etas = {f"a/{number}": due + timedelta(microseconds=number * 10_137) for number in range(12)}
+
+    for label, eta in etas.items():
+        acting.tasks[mode].using(eta=eta).delay(label)
+
+    for run in record.wait_for(len(etas)):
+        assert run.began >= etas[run.label].timestamp()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_call_that_came_due_while_no_worker_was_there_runs_when_one_comes(
+    mode: str, acting: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    task = acting.tasks[mode]
+    task.using(countdown=0.2).delay("a/due")
+    task.using(countdown=3600).delay("a/not due")
+    past = datetime.now(timezone.utc) - timedelta(days=1)
+    task.using(eta=past).delay("a/overdue")
+    due = time.time() + 0.2
+    wait_until(lambda: time.time() > due, "time stood still")
+
+    start_worker(acting, topics=[mode])
+
+    record.wait_for_labels("a/due", "a/overdue")
+    assert set(record.labels()) == {"a/due", "a/overdue"}
+
+
+def test_delayed_call_survives_the_death_of_the_worker_that_waited_for_it(
+    acting: PulsarTasks, start_process: StartProcess, record: Record
+) -> None:
+    worker = start_process("shared").wait_until_ready()
+    called = time.time()
+    acting.tasks["shared"].using(countdown=2.0).delay("later")
+
+    worker.kill()
+    start_process("shared")
+
+    [run] = record.wait_for(1)
+    assert run.began >= called + 2.0
+
+
+def test_delayed_call_waits_on_a_topic_of_its_own(
+    broker: BrokerUnderTest, acting: PulsarTasks, start_worker: Workers
+) -> None:
+    task = acting.tasks["shared"]
+    start_worker(acting, topics=["shared"])
+
+    task.using(countdown=3600).delay("later")
+
+    assert broker.backlog(task.topics.delayed, task.subscription) == 1
+    assert broker.backlog(task.topics.work, task.subscription) == 0  # its backlog means work that is due
+
+
+def test_due_calls_of_an_ordered_mode_still_run_one_at_a_time(
+    acting: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    task = acting.tasks["key_shared"]
+    start_worker(acting, concurrency=4, topics=["key_shared"])
+
+    for number in range(8):
+        task.using(countdown=0.3).delay(f"a/{number}", seconds=0.02)
+
+    assert not overlapping(record.wait_for(8))
+
+
+def test_retries_come_after_the_eta_with_their_own_delay(
+    acting: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    start_worker(acting, topics=["shared"])
+    called = time.time()
+    acting.tasks["shared"].using(countdown=0.5).delay("message", "retry", times=1)
+
+    first, second = record.wait_for(2)
+
+    assert first.began >= called + 0.5
+    assert first.ended is not None
+    assert second.began >= first.ended + 0.3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_delayed_event_is_never_early_for_any_subscription(
+    mode: Any, app: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    ordered = app.topic("ordered", schema=Order, key=lambda order: order.customer, subscriptions=("one", "two"))
+
+    @app.task(topic=ordered, subscription="one", mode=mode)
+    def one(order: Order) -> None:
+        with record.attempt(f"one/{order.customer}"):
+            pass
+
+    @app.task(topic=ordered, subscription="two")
+    def two(order: Order) -> None:
+        with record.attempt(f"two/{order.customer}"):
+            pass
+
+    start_worker(app)
+    published = time.time()
+    ordered.publish(Order("ada"), countdown=1.0)
+
+    runs = record.wait_for(2)
+    assert sorted(run.label for run in runs) == ["one/ada", "two/ada"]
+    assert min(run.began for run in runs) >= published + 1.0

@@ -1,0 +1,297 @@
+"""Guarantee 13: results are pushed to the caller, kept without a database, and confirmed before the message is acknowledged."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+
+from pulsartasks import PulsarTasks, PulsarTasksError, ResultTimeoutError, TaskError
+from pulsartasks.message import TASK_ID, new_task_id
+from pulsartasks.results import topic as results
+from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
+from tests.conformance.records import Record
+from tests.services import wait_until
+
+
+class Transcript(msgspec.Struct, frozen=True):
+    text: str
+    words: list[str]
+
+
+@dataclass(frozen=True)
+class Pair:
+    x: int
+    y: int
+
+
+class QuotaError(Exception):
+    def __init__(self, used: int, allowed: int) -> None:
+        super().__init__(used, allowed)
+        self.used = used
+
+
+class StubbornError(Exception):
+    """Cannot be made from its own ``args``."""
+
+    def __init__(self, code: int, *, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code, self.reason = code, reason
+
+
+def test_result_comes_from_another_process(acting: PulsarTasks, start_process: StartProcess, record: Record) -> None:
+    worker = start_process("shared")
+
+    result = acting.tasks["shared"].delay("message").get(timeout=60)
+
+    assert result in [f"message by {pid}" for pid in worker.children()]
+
+
+def test_result_has_the_type_that_the_task_returns(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def transcribe(pair: Pair) -> Transcript:
+        return Transcript("two words", [str(pair.x), str(pair.y)])
+
+    start_worker(app)
+
+    assert transcribe.delay(Pair(1, 2)).get(timeout=30) == Transcript("two words", ["1", "2"])
+
+
+def test_many_threads_wait_for_results_at_once(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    start_worker(app)
+    found: dict[int, int] = {}
+
+    def call(number: int) -> None:
+        found[number] = double.delay(number).get(timeout=30)
+
+    callers = [threading.Thread(target=call, args=[number]) for number in range(20)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+
+    assert found == {number: 2 * number for number in range(20)}
+
+
+def test_waiting_is_woken_by_the_push_not_by_looking(
+    app: PulsarTasks, start_worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    @app.task
+    def wait() -> str:
+        release.wait(30)
+        return "done"
+
+    start_worker(app)
+    release.set()
+    wait.delay().get(timeout=30)  # from now on this process listens
+    release.clear()
+    result = wait.delay()
+    monkeypatch.setattr(results.TopicResults, "find", lambda *_: pytest.fail("it looked"))
+    threading.Timer(0.3, release.set).start()
+
+    assert result.get(timeout=30) == "done"
+
+
+def test_result_that_came_before_anybody_waited_is_there(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    worker = start_worker(app)
+    before_listening = double.delay(1)
+    wait_until(before_listening.ready, "no result")
+    assert before_listening.get(timeout=5) == 2
+
+    while_listening = double.delay(2)
+    wait_until(lambda: while_listening.state == "SUCCESS", "no result")
+    worker.stop()
+    assert double.result(while_listening.id).get(timeout=5) == 4
+    assert while_listening.get(timeout=0) == 4
+
+
+def test_result_can_be_looked_up_by_id_from_another_process(
+    broker: BrokerUnderTest, name: str, app: PulsarTasks, start_worker: Workers
+) -> None:
+    @app.task(name="double")
+    def double(number: int) -> int:
+        return 2 * number
+
+    start_worker(app)
+    ids = [double.delay(number).id for number in range(5)]
+
+    elsewhere = PulsarTasks(name, broker.url)
+    there = elsewhere.task(name="double")(double.function)
+
+    assert [there.result(task_id).get(timeout=30) for task_id in ids] == [0, 2, 4, 6, 8]
+    assert there.result(ids[0]).successful()
+    elsewhere.close()
+
+
+def test_result_of_an_id_of_the_callers_own_is_found(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    start_worker(app)
+    double.using(task_id="order-17").delay(21).get(timeout=30)
+
+    assert double.result("order-17").get(timeout=30) == 42
+
+
+def test_unknown_and_unfinished_ids_are_pending(app: PulsarTasks) -> None:
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    unfinished = double.delay(1)
+
+    for result in (unfinished, double.result(new_task_id()), double.result("nobody")):
+        assert (result.state, result.ready(), result.failed()) == ("PENDING", False, False)
+        began = time.monotonic()
+        with pytest.raises(ResultTimeoutError, match="may still be waiting"):
+            result.get(timeout=0.2)
+        assert time.monotonic() - began >= 0.2
+
+
+def test_exception_is_raised_again_with_its_type_and_arguments(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def fail() -> None:
+        raise QuotaError(3, 2)
+
+    start_worker(app)
+    result = fail.delay()
+
+    with pytest.raises(QuotaError) as caught:
+        result.get(timeout=30)
+    assert (caught.value.used, caught.value.args) == (3, (3, 2))
+    assert result.failed()
+    assert "raise QuotaError(3, 2)" in (result.traceback or "")
+
+
+def test_exception_that_cannot_be_rebuilt_is_told_in_words(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def fail() -> None:
+        raise StubbornError(7, reason="no")
+
+    @app.task
+    def fail_locally() -> None:
+        class LocalError(Exception):
+            pass
+
+        raise LocalError(object())
+
+    start_worker(app)
+
+    with pytest.raises(TaskError, match="StubbornError: 7: no"):
+        fail.delay().get(timeout=30)
+    with pytest.raises(TaskError, match="LocalError: <object"):
+        fail_locally.delay().get(timeout=30)
+
+
+def test_enormous_exception_reaches_the_caller_in_part(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def fail() -> None:
+        raise ValueError("x" * 6_000_000)
+
+    start_worker(app)
+
+    with pytest.raises(ValueError, match="^x{1000}") as caught:
+        fail.delay().get(timeout=30)
+    assert len(str(caught.value)) < 100_000
+
+
+@pytest.mark.parametrize("what", ["not data", "too large"])
+def test_result_that_cannot_be_sent_is_a_failure_that_says_so(
+    what: str, app: PulsarTasks, start_worker: Workers
+) -> None:
+    @app.task
+    def answer(what: str) -> object:
+        return object() if what == "not data" else "x" * 6_000_000
+
+    start_worker(app)
+
+    with pytest.raises(PulsarTasksError, match="cannot be sent as JSON|above the limit"):
+        answer.delay(what).get(timeout=30)
+
+
+def test_ignored_result_says_so(app: PulsarTasks, start_worker: Workers, record: Record) -> None:
+    @app.task(ignore_result=True)
+    def note() -> object:
+        with record.attempt("noted"):
+            return object()  # nobody wants it, so it need not be data
+
+    start_worker(app)
+    result = note.delay()
+    record.wait_for(1)
+
+    with pytest.raises(PulsarTasksError, match="ignore_result=True"):
+        result.get(timeout=1)
+    with pytest.raises(PulsarTasksError, match="ignore_result=True"):
+        _ = result.state
+
+
+def test_result_is_kept_before_the_message_is_acknowledged(
+    broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    backlogs: list[int] = []
+    store = results.TopicResults.store
+
+    def stored(self: results.TopicResults, result: results.Result, *, reply_to: str | None) -> None:
+        store(self, result, reply_to=reply_to)
+        backlogs.append(broker.backlog(double.topics.work, double.subscription))
+
+    monkeypatch.setattr(results.TopicResults, "store", stored)
+    start_worker(app)
+
+    double.delay(1).get(timeout=30)
+
+    wait_until(lambda: backlogs == [1], "it was acknowledged too early")
+    wait_until(lambda: broker.backlog(double.topics.work, double.subscription) == 0, "it was not acknowledged")
+
+
+def test_results_expire(broker: BrokerUnderTest, name: str, start_worker: Workers) -> None:
+    app = PulsarTasks(name, broker.url, result_expires=0.2)
+
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    start_worker(app)
+    old = double.delay(1)
+    old.get(timeout=30)
+    expired = time.time() + 0.5
+    wait_until(lambda: time.time() > expired, "time stood still")
+
+    assert double.result(old.id).state == "PENDING"
+    app.close()
+
+
+def test_result_message_can_be_told_by_its_headers(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    start_worker(app)
+    result = double.delay(4)
+    result.get(timeout=30)
+
+    reader = app.broker.read(app.qualify(f"{app.name}.results"), since=time.time() - 60)
+    delivery = reader.receive(30)
+    assert delivery is not None
+    assert delivery.properties[TASK_ID] == result.id
+    assert delivery.key == result.id
+    assert msgspec.json.decode(delivery.value)["value"] == 8
+    reader.close()
