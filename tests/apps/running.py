@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pulsartasks.contrib.blobs import BlobStore, open_blob_store
@@ -69,7 +69,8 @@ class RunningBabbleBox:
         try:
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # stopped for good meanwhile
+                os.kill(pid, signal.SIGCONT)
 
     @property
     def deaths(self) -> list[str]:
