@@ -1,7 +1,7 @@
 PYTHON ?= python3
 ENGINE ?= openai
 ARGS ?=
-SOURCES = pulsartasks apps tools tests setup.py
+SOURCES = pulsartasks apps examples tools tests setup.py
 
 .PHONY: help run reset test test-pulsar pulsar check format bench lock
 
