@@ -167,4 +167,4 @@ def to_delivery(message: Any, names: TopicNames, consumer: Consumer | None = Non
 
 def message_id_text(message_id: Any) -> str:
     """Ledger, entry, partition and place in the batch, e.g. ``17:4:-1:-1``."""
-    return str(message_id)[1:-1].replace(",", ":")
+    return f"{message_id.ledger_id()}:{message_id.entry_id()}:{message_id.partition()}:{message_id.batch_index()}"
