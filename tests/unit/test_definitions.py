@@ -1,0 +1,178 @@
+"""What cannot work is refused where it is written, in words that say what to write."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pulsartasks import ConfigurationError, InvalidArgumentsError, PulsarTasks, Task, TaskContext
+from pulsartasks.app import open_broker
+from pulsartasks.worker.child import find_app
+
+
+@pytest.fixture
+def app() -> PulsarTasks:
+    return PulsarTasks("shop", "memory://")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"max_retry": 3}, "no option 'max_retry'; did you mean 'max_retries'?"),
+        ({"acks_late": True}, "no option 'acks_late'; did you mean 'ack'?"),
+        ({"queue": "mail"}, "no option 'queue'; did you mean 'topic'?"),
+        ({"time_limit": 3}, "no option 'time_limit'; known are: ack, "),
+        ({"mode": "keyshared"}, "mode must be one of shared, exclusive, failover, key_shared, not 'keyshared'"),
+        ({"mode": []}, "mode must be one of"),
+        ({"ack": "manual"}, "ack must be 'late' or 'early', not 'manual'"),
+        ({"start": "now"}, "start must be 'earliest' or 'latest', not 'now'"),
+        ({"autoretry_for": OSError}, "autoretry_for must be a tuple of exception classes, e.g. (OSError,)"),
+        ({"dont_autoretry_for": ("OSError",)}, "dont_autoretry_for must be a tuple of exception classes"),
+        ({"max_retries": -1}, "max_retries must be 0 or more, or None for no end, not -1"),
+        ({"max_retries": "3"}, "max_retries must be 0 or more, or None for no end, not '3'"),
+        ({"retry_backoff": "yes"}, "retry_backoff must be True, False, or the seconds to begin with, not 'yes'"),
+        ({"default_retry_delay": "1"}, "default_retry_delay must be seconds, 0 or more, not '1'"),
+        ({"retry_backoff_max": -1}, "retry_backoff_max must be seconds, 0 or more, not -1"),
+        ({"concurrency": 0}, "concurrency must be a whole number of at least 1, not 0"),
+        ({"prefetch": 1.5}, "prefetch must be a whole number of at least 1, not 1.5"),
+        ({"mode": "failover", "concurrency": 2}, "failover runs one message at a time; leave concurrency out"),
+        ({"key": "chat"}, "key must be a function of the task's arguments, not 'chat'"),
+        ({"topic": "a b"}, "topic must be the name of a topic, not 'a b'"),
+        ({"topic": 5}, "topic must be a name or what app.topic() gave, not 5"),
+        ({"subscription": ""}, "subscription must be a name of letters, digits and . _ - only, not ''"),
+        ({"dead_letter": None}, "dead_letter must be True, False or the name of a topic, not None"),
+        ({"dead_letter": "a b"}, "dead_letter must be True, False or the name of a topic, not 'a b'"),
+        ({"name": "a b"}, "'a b' is not a topic name"),
+    ],
+)
+def test_wrong_option_is_refused(app: PulsarTasks, options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        _define(app, options)
+
+    assert complaint in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dead_letter": "persistent://acme/live/failures"},
+        {"dead_letter": False},
+        {"topic": "persistent://acme/live/mail"},
+        {"max_retries": None},
+        {"retry_backoff": 0.5},
+        {"mode": "failover", "concurrency": 1},
+    ],
+)
+def test_right_option_is_taken(app: PulsarTasks, options: dict[str, Any]) -> None:
+    task = _define(app, options)
+
+    assert all(getattr(task.options, name) == value for name, value in options.items())
+
+
+def test_second_subscription_of_a_call_topic_is_refused_however_it_is_named(app: PulsarTasks) -> None:
+    @app.task
+    def mail() -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"the call topic 'shop.mail' already has the subscription 'shop'"):
+
+        @app.task(topic="shop.mail", subscription="audit")
+        def audit() -> None: ...
+
+
+def test_second_task_of_the_same_name_is_refused(app: PulsarTasks) -> None:
+    _define(app, {"name": "mail"})
+
+    with pytest.raises(ConfigurationError, match="task 'mail' is defined twice"):
+        _define(app, {"name": "mail"})
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"countdown": "5"}, "countdown is seconds or a timedelta, not '5'"),
+        ({"countdown": 1, "eta": datetime.now(timezone.utc)}, "give countdown or eta, not both"),
+        ({"eta": datetime(2026, 1, 1)}, "has no time zone"),  # noqa: DTZ001 - that is the point
+        ({"key": 5}, "key must be text, not 5"),
+        ({"task_id": 5}, "task_id must be text, not 5"),
+        ({"headers": {"a": 1}}, "header 'a': names and values must be text"),
+        ({"headers": {"pt-id": "x"}}, "header 'pt-id': names with pt- are pulsartasks' own"),
+        ({"countdwn": 5}, "a call has no option 'countdwn'; did you mean 'countdown'?"),
+    ],
+)
+def test_wrong_option_of_a_call_is_refused(app: PulsarTasks, options: dict[str, Any], complaint: str) -> None:
+    task = _define(app, {})
+
+    with pytest.raises(InvalidArgumentsError) as refused:
+        task.using(**options).delay()
+
+    assert complaint in str(refused.value)
+
+
+def test_key_that_is_no_text_is_refused(app: PulsarTasks) -> None:
+    @app.task(key=lambda order: order)
+    def pay(order: int) -> None: ...
+
+    with pytest.raises(InvalidArgumentsError, match=r"pay: key= gave 7; it must give text, e.g. str\(...\), or None"):
+        pay.delay(7)
+
+
+def test_bound_task_takes_what_follows_its_context(app: PulsarTasks) -> None:
+    @app.task(bind=True)
+    def pay(self: TaskContext, order: int) -> None: ...
+
+    with pytest.raises(InvalidArgumentsError, match="argument 'order': Expected `int`, got `str`"):
+        pay.delay("seven")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("shop:ap", "'ap' is not a PulsarTasks app; did you mean -A shop:app?"),
+        ("shop.app", "no module 'shop.app' here; run it from the folder that holds it, or did you mean -A shop:app?"),
+        ("shpo:app", "no module 'shpo' here; run it from the folder that holds it"),
+        ("shop.py", "write the module as in an import, e.g. -A shop:app"),
+        ("./pkg/shop.py:app", "write the module as in an import, e.g. -A pkg.shop:app"),
+        ("empty", "'app' is not a PulsarTasks app; the module defines no PulsarTasks app"),
+    ],
+)
+def test_wrong_app_is_refused(path: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop.py").write_text("from pulsartasks import PulsarTasks\napp = PulsarTasks('shop')\n")
+    (tmp_path / "empty.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "modules", {name: m for name, m in sys.modules.items() if name not in ("shop", "empty")})
+
+    with pytest.raises(ConfigurationError) as refused:
+        find_app(path)
+
+    assert complaint in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("broker.db", "'broker.db' is not a broker URL; write local://, memory:// or pulsar://HOST:6650"),
+        ("pulsr://host", "there is no 'pulsr' among the brokers; did you mean 'pulsar'?"),
+        ("redis://host", "there is no 'redis' among the brokers; known are: local, pulsar"),
+        ("local://broker.db", "write an absolute path with three slashes, local:///path/broker.db"),
+        ("local:///broker.db?sycn=full", "has no option 'sycn'; did you mean 'sync'?"),
+        ("local:///broker.db?sync=often", "sync is 'normal' or 'full'"),
+    ],
+)
+def test_wrong_broker_is_refused(url: str, complaint: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        open_broker(url)
+
+    assert complaint in str(refused.value)
+
+
+def _define(app: PulsarTasks, options: dict[str, Any]) -> Task[..., Any]:
+    def work() -> None: ...
+
+    task: Callable[[Callable[..., Any]], Task[..., Any]] = app.task(**options)
+    return task(work)
