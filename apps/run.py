@@ -313,7 +313,7 @@ def _parts(port: int) -> list[Part]:
         f"--bind={LOOPBACK}:{port}",
         "--graceful-timeout=2",
         "--log-level=warning",
-        "apps.chat.web:create_app()",
+        "apps.chat.wsgi:serve()",
     ]
     parts = [
         Part("web", gunicorn, address=f"http://{LOOPBACK}:{port}/healthz"),

@@ -10,6 +10,7 @@ import secrets
 import uuid
 from pathlib import Path
 
+import structlog
 from argon2 import PasswordHasher
 
 from apps.chat import media, threads
@@ -19,20 +20,21 @@ from apps.chat.settings import Settings
 from apps.chat.views import user_named
 from pulsartasks.contrib.blobs import BlobStore, open_blob_store
 
+log = structlog.get_logger(__name__)
+
 DEMO_FILES = Path(__file__).parent.parent / "demo"
+PEOPLE = ("Ada", "Grace")
 CHAT_ID = uuid.uuid5(uuid.NAMESPACE_DNS, "demo.babblebox").hex
 
 
 def seed(database: Database, blobs: BlobStore, files: Path = DEMO_FILES) -> None:
-    """Make what is not there yet."""
+    """Make what is not there yet; nothing at all if somebody real has one of the names."""
     with database.writing() as session:
-        people = []
-        for name in ("Ada", "Grace"):
-            user = user_named(session, name) or User(
-                name=name, name_key=name.casefold(), demo=True, password=PasswordHasher().hash(secrets.token_hex())
-            )
-            session.add(user)
-            people.append(user)
+        people = [user_named(session, name) or _demo_user(name) for name in PEOPLE]
+        if not all(user.demo for user in people):
+            log.warning("seed.skipped", reason=f"{' or '.join(PEOPLE)} is somebody's real account")
+            return
+        session.add_all(people)
         session.flush()
         if session.get(Chat, CHAT_ID) is None:
             session.add(Chat(id=CHAT_ID, name=""))
@@ -45,6 +47,11 @@ def seed(database: Database, blobs: BlobStore, files: Path = DEMO_FILES) -> None
     threads.send(database, blobs, CHAT_ID, ada.id, threads.Draft("demo-recording", audio=spoken))
     seen = media.picture((files / "picture.jpg").read_bytes())
     threads.send(database, blobs, CHAT_ID, ada.id, threads.Draft("demo-picture", picture=seen))
+
+
+def _demo_user(name: str) -> User:
+    nobodys = PasswordHasher().hash(secrets.token_hex())
+    return User(name=name, name_key=name.casefold(), demo=True, password=nobodys)
 
 
 def main() -> None:

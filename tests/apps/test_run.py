@@ -162,7 +162,7 @@ def test_demo_is_made_by_the_running_workers_and_kept_between_runs(
 def test_second_copy_with_the_same_state_is_refused_and_ctrl_c_ends_the_first_in_order(tmp_path: Path) -> None:
     [port, other] = free_ports(2)
     command = [sys.executable, "-m", "apps.run", "--state", str(tmp_path), "--port"]
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "WHISPER_MODEL": str(tmp_path / "no-model")}
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "WHISPER_ENGINE": "faster", "WHISPER_MODEL": str(tmp_path)}
     first = subprocess.Popen([*command, str(port)], cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     assert "Speech:" in first.stdout.readline()

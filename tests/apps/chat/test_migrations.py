@@ -54,6 +54,18 @@ def test_thread_works_on_every_database(database: Database, tmp_path: Path) -> N
     assert message.sent_at.utcoffset() is not None
 
 
+def test_seeding_leaves_real_people_alone(database: Database, tmp_path: Path) -> None:
+    migrate(database)
+    with database.writing() as db:
+        db.add(User(name="Ada", name_key="ada", password="x"))
+
+    seed.seed(database, open_blob_store(str(tmp_path / "blobs")))
+
+    with database.reading() as db:
+        assert list(db.scalars(sa.select(User.name))) == ["Ada"]
+        assert db.scalars(sa.select(Message)).all() == []
+
+
 def test_seeding_twice_is_seeding_once(database: Database, tmp_path: Path) -> None:
     migrate(database)
     blobs = open_blob_store(str(tmp_path / "blobs"))
