@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
@@ -62,6 +63,8 @@ class CallOptions:
             raise InvalidArgumentsError(f"eta {self.eta} has no time zone; write datetime.now(timezone.utc) + ...")
         if not isinstance(self.countdown, (int, float, timedelta, type(None))):
             raise InvalidArgumentsError(f"countdown is seconds or a timedelta, not {self.countdown!r}")
+        if isinstance(self.countdown, float) and not math.isfinite(self.countdown):
+            raise InvalidArgumentsError(f"countdown is a number of seconds, not {self.countdown}")
         for name in ("key", "task_id"):
             if not isinstance(getattr(self, name), (str, type(None))):
                 raise InvalidArgumentsError(f"{name} must be text, not {getattr(self, name)!r}")

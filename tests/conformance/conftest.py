@@ -37,6 +37,10 @@ class BrokerUnderTest(Protocol):
         """The names of the topic's subscriptions."""
         ...
 
+    def topics(self) -> set[str]:
+        """The full names of all topics in the default namespace."""
+        ...
+
 
 @dataclass
 class Local:
@@ -62,6 +66,9 @@ class Local:
         )
         return {name for (name,) in rows}
 
+    def topics(self) -> set[str]:
+        return {name for (name,) in self._select("SELECT name FROM topics")}
+
     def _select(self, query: str, *values: str) -> list[Any]:
         with closing(sqlite3.connect(self.folder / "broker.db", timeout=30)) as sql:
             return sql.execute(query, values).fetchall()
@@ -81,6 +88,10 @@ class Pulsar:
 
     def subscriptions(self, topic: str) -> set[str]:
         return set(self._stats(topic))
+
+    def topics(self) -> set[str]:
+        found: Any = self.server.admin("GET", "persistent/public/default")
+        return set(found)
 
     def _stats(self, topic: str) -> Any:
         return self.server.stats(topic)["subscriptions"]

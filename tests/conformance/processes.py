@@ -82,10 +82,14 @@ class WorkerProcess:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(30)
 
+    def wait_for_end_of_children(self) -> None:
+        """Wait until nobody is left who could write to the log, which the children inherit."""
+        self._reader.join(60)
+        assert not self._reader.is_alive(), "a child still runs"
+
     def wait(self, timeout: float = 60.0) -> int:
         """Wait for the end of the supervisor; gives its exit status."""
-        status = self._process.wait(timeout)
-        return status
+        return self._process.wait(timeout)
 
     def clean_up(self) -> None:
         """Leave nothing behind, however the test ended."""

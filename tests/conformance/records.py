@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
@@ -108,10 +109,9 @@ class Record:
 
 
 def overlapping(runs: list[Run]) -> list[tuple[Run, Run]]:
-    """Attempts, each with the next one to begin, that ran at the same time. What was killed counts as never having ended."""
+    """Attempts, each with the next to begin, that ran at the same time; what was killed never ended."""
     by_start = sorted(runs, key=lambda run: run.began)
-    pairs = zip(by_start, by_start[1:], strict=False)
-    return [(one, other) for one, other in pairs if one.ended is None or one.ended > other.began]
+    return [(one, other) for one, other in pairwise(by_start) if one.ended is None or one.ended > other.began]
 
 
 def _run(lines: list[Line]) -> Run:

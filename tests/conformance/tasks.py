@@ -1,7 +1,7 @@
 """The tasks of worker processes: their arguments say what they do, and a file tells what ran.
 
-``pulsartasks worker -A tests.conformance.tasks:app`` finds its app's name and its file in the environment; the test that started
-it makes the same app for itself.
+``pulsartasks worker -A tests.conformance.tasks:app`` finds its app's name and its file in the environment; the test
+that started it makes the same app for itself.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ class Order(msgspec.Struct, frozen=True):
     amount: int
 
 
-def kept(app: PulsarTasks, task: Task[..., object], count: int) -> list[Kept]:
+def kept(app: PulsarTasks, task: Task[..., Any], count: int) -> list[Kept]:
     """The task's dead letters, as soon as there are so many."""
     found: list[Kept] = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -50,7 +52,7 @@ def test_retry_does_not_come_before_its_delay(
 
     runs = record.wait_for(3)
     assert [run.attempt for run in runs] == [1, 2, 3]
-    for earlier, later in zip(runs, runs[1:], strict=False):
+    for earlier, later in pairwise(runs):
         assert earlier.ended is not None
         assert later.began - earlier.ended >= 0.3
 

@@ -1,4 +1,4 @@
-"""Event topics: every subscription has everything, whoever comes first; and guarantee 8: nothing is lost before any worker."""
+"""Event topics: every subscription has everything; guarantee 8: nothing is lost before any worker started."""
 
 from __future__ import annotations
 
