@@ -17,15 +17,17 @@ export async function post(url, body, retry = true) {
   }
   if (response.ok) return response.status === 204 ? null : response.json();
   const problem = await response.json().catch(() => ({}));
-  if (problem.code === "stale-page" && retry && (await renewToken())) return post(url, body, false);
+  if (problem.code === "stale-page" && retry) {
+    await renewToken();
+    return post(url, body, false);
+  }
   throw new RequestError(problem.error ?? `It did not work (error ${response.status}).`, response.status);
 }
 
 // After logging in again in another tab this page's token belongs to the session before.
 async function renewToken() {
-  const response = await fetch(location.href, { headers: { Accept: "text/html" } });
-  const fresh = new DOMParser().parseFromString(await response.text(), "text/html").querySelector('meta[name="csrf-token"]');
-  if (!response.ok || response.redirected || !fresh) return false;
-  token().content = fresh.content;
-  return true;
+  const response = await fetch(location.href, { headers: { Accept: "text/html" } }).catch(() => null);
+  if (response?.redirected) throw new RequestError("You are not logged in any more. Log in in another tab, then send it again.", 401);
+  const page = new DOMParser().parseFromString((await response?.text()) ?? "", "text/html");
+  token().content = page.querySelector('meta[name="csrf-token"]')?.content ?? token().content;
 }

@@ -9,12 +9,12 @@ export function startThread(element) {
   const scroller = element.querySelector("#bubbles");
   let version = Number(element.dataset.version);
   let read = Number(element.dataset.read);
+  let pinned = true;
 
   const atEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < NEAR;
   const toEnd = () => { scroller.scrollTop = scroller.scrollHeight; };
 
   function put(bubble) {
-    const follow = atEnd();
     const item = parse(bubble.html).querySelector("li");
     const present = document.getElementById(item.id);
     if (present && Number(present.dataset.version) >= bubble.version) return;
@@ -27,10 +27,8 @@ export function startThread(element) {
       item.classList.add("new");
       list.insertBefore(item, [...list.children].find((other) => Number(other.dataset.number) > Number(item.dataset.number)) ?? null);
     }
-    if (follow || (!present && item.classList.contains("mine"))) {
-      toEnd();
-      for (const image of item.querySelectorAll("img")) image.addEventListener("load", toEnd, { once: true });
-    }
+    if (!present && item.classList.contains("mine")) pinned = true;
+    if (pinned) toEnd();
     markRead();
   }
 
@@ -84,9 +82,11 @@ export function startThread(element) {
     }
   });
   document.addEventListener("visibilitychange", markRead);
-  for (const image of list.querySelectorAll("img")) {
-    if (!image.complete) image.addEventListener("load", () => { if (atEnd()) toEnd(); }, { once: true });
-  }
+  // Whoever reads the end stays there while pictures load and the composer grows.
+  scroller.addEventListener("scroll", () => { pinned = atEnd(); });
+  const size = new ResizeObserver(() => { if (pinned) toEnd(); });
+  size.observe(list);
+  size.observe(scroller);
   toEnd();
   markRead();
 

@@ -139,3 +139,46 @@ def test_what_is_no_recording_is_refused_in_the_form(ada: Visitor, recording: Fi
     expect(ada.messages).to_have_count(0)
     ada.page.get_by_role("button", name="Throw the recording away").click()
     expect(ada.page.get_by_role("alert")).to_have_count(0)
+
+
+def test_recording_can_be_sent_without_listening_first(ada: Visitor) -> None:
+    ada.page.get_by_role("button", name="Record", exact=True).click()
+    expect(ada.page.locator("#timer")).to_have_text("0:01")
+
+    ada.page.get_by_role("button", name="Send the recording now").click()
+
+    expect(ada.messages).to_have_count(1)
+    expect(ada.page.locator("#composer")).to_have_attribute("data-state", "idle")
+
+
+def test_recording_survives_a_session_that_ended(ada: Visitor, speech: Speech) -> None:
+    ada.upload(speech.clips[1].path)
+    ada.page.context.clear_cookies()
+
+    ada.page.locator("#send").click()
+    expect(ada.page.get_by_role("alert")).to_contain_text("Log in in another tab")
+
+    other = Visitor(ada.page.context.new_page(), "ada")
+    other.page.goto("/log-in")
+    other.page.get_by_label("Your name").fill(ada.name)
+    other.page.get_by_label("Password").fill("correct horse")
+    other.page.get_by_role("button", name="Log in").click()
+    other.page.wait_for_url("**/chats")
+    ada.page.get_by_role("button", name="Send again").click()
+    expect(ada.messages).to_have_count(1)
+
+
+def test_end_of_the_thread_stays_in_view_while_it_grows(ada: Visitor, speech: Speech) -> None:
+    for _ in range(4):
+        ada.upload(speech.clips[1].path)
+        ada.send()
+    expect(ada.messages.last.locator(".card img")).to_be_visible()
+
+    ada.upload(speech.clips[1].path)
+    ada.page.route("**/messages", lambda route: route.abort(), times=1)
+    ada.page.locator("#send").click()
+    expect(ada.page.get_by_role("alert")).to_be_visible()
+
+    expect(ada.messages.last.locator(".card img")).to_be_in_viewport()
+    room = "(box) => box.scrollHeight - box.scrollTop - box.clientHeight"
+    assert ada.page.locator("#bubbles").evaluate(room) < 2
