@@ -18,7 +18,7 @@ from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run
 from pulsartasks.brokers.pulsar.consumer import PulsarConsumer
 from pulsartasks.brokers.pulsar.errors import translated
 from pulsartasks.brokers.pulsar.publisher import Publisher
-from pulsartasks.brokers.pulsar.reader import NON_PERSISTENT_QUEUE, PulsarReader, milliseconds, open_reader
+from pulsartasks.brokers.pulsar.reader import NON_PERSISTENT_QUEUE, PulsarReader, milliseconds
 from pulsartasks.brokers.pulsar.settings import PulsarSettings
 from pulsartasks.errors import BrokerUnavailableError, PulsarTasksError, SubscriptionBusyError
 from pulsartasks.message import Publication
@@ -98,10 +98,7 @@ class PulsarBroker(Broker):
                 return self._remember(PulsarConsumer(self._connection, consumer, self._forget))
 
     def read(self, topic: str, *, since: float | None = None) -> Reader:
-        with translated(f"read {topic}"):
-            reader = open_reader(self._consuming(), topic, since)
-        stored = is_persistent(topic)
-        return self._remember(PulsarReader(self._connection, reader, self._forget, since=since, stored=stored))
+        return self._remember(PulsarReader(self._connection, self._forget, topic=topic, since=since))
 
     def trim(self, topic: str, subscription: str, *, before: float) -> None:
         for partition in self._partitions(topic) if is_persistent(topic) else ():

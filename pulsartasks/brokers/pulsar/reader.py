@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pulsar
@@ -29,33 +29,54 @@ NON_PERSISTENT_QUEUE = 1_000
 _QUEUE = 100
 
 
-def open_reader(client: Any, topic: str, since: float | None) -> Any:
-    """The client's reader of `topic`, from its end or from an instant on."""
+def open_reader(client: Any, topic: str, since: float | None) -> tuple[Any, list[Any]]:
+    """The client's reader of `topic`, from its end or from an instant on, and the messages it has read already.
+
+    Until the client has read a first message it does not know where it is: after a reconnect it goes to what is then
+    the end, though it was told where to begin, and passes over what came meanwhile. So every reader begins with one.
+    """
     if not is_persistent(topic):
-        return client.create_reader(topic, pulsar.MessageId.latest, receiver_queue_size=NON_PERSISTENT_QUEUE)
-    if since is not None:
+        return client.create_reader(topic, pulsar.MessageId.latest, receiver_queue_size=NON_PERSISTENT_QUEUE), []
+    if since is None:
+        return _open_at_end(client, topic)[0], []
+    while True:
         reader = client.create_reader(topic, pulsar.MessageId.earliest, receiver_queue_size=_QUEUE)
         with _closing_on_error(reader):
-            reader.seek(milliseconds(since))
-        return reader
-    # "Latest" means something later after each reconnect, until a first message was read. So it begins at the last
-    # message that is there, which is taken away here; and if there is none, at the earliest that will be.
+            if since > 0:
+                reader.seek(milliseconds(since))
+            first = _read_present(reader)
+        if first is not None:
+            return reader, [first]
+        reader.close()
+        reader, last = _open_at_end(client, topic)
+        if all(message.publish_timestamp() < milliseconds(since) for message in last):
+            return reader, []
+        reader.close()  # something came between the two: look again
+
+
+def _open_at_end(client: Any, topic: str) -> tuple[Any, list[Any]]:
+    """A reader behind the last message of each partition, and these."""
     reader = client.create_reader(
         topic, pulsar.MessageId.latest, receiver_queue_size=_QUEUE, start_message_id_inclusive=True
     )
+    last: dict[str, Any] = {}
     with _closing_on_error(reader):
-        if _take_last(reader, partitions=len(client.get_topic_partitions(topic))):
-            return reader
-    reader.close()
-    return client.create_reader(topic, pulsar.MessageId.earliest, receiver_queue_size=_QUEUE)
+        partitions = len(client.get_topic_partitions(topic))
+        while len(last) < partitions and (message := _read_present(reader)) is not None:
+            last[message.topic_name()] = message
+    if last:
+        return reader, list(last.values())
+    reader.close()  # there is no message, so the earliest is the first that comes
+    return client.create_reader(topic, pulsar.MessageId.earliest, receiver_queue_size=_QUEUE), []
 
 
-def _take_last(reader: Any, *, partitions: int) -> bool:
-    """Take the last message of each partition; False if there was none."""
-    seen: set[str] = set()
-    while len(seen) < partitions and reader.has_message_available():
-        seen.add(reader.read_next(int(_ARRIVAL * 1000)).topic_name())
-    return bool(seen)
+def _read_present(reader: Any) -> Any:
+    """The next message if it is there already, else None."""
+    if not reader.has_message_available():
+        return None
+    with suppress(pulsar.Timeout):  # what is there may have been removed by retention
+        return reader.read_next(int(_ARRIVAL * 1000))
+    return None
 
 
 @contextmanager
@@ -68,23 +89,24 @@ def _closing_on_error(reader: Any) -> Iterator[None]:
 
 
 class PulsarReader(Reader):
-    """What `open_reader` opened, handing out nothing that is older than `since`."""
+    """Reads a topic from its end or, with `since`, from an instant on."""
 
     def __init__(
         self,
         connection: Connection,
-        reader: Any,
         on_close: Callable[[PulsarReader], None],
         *,
-        since: float | None = None,
-        stored: bool = True,
+        topic: str,
+        since: float | None,
     ) -> None:
+        with translated(f"read {topic}"):
+            reader, self._already_read = open_reader(connection.consuming(), topic, since)
         self._connection = connection
         self._reader = connection.keep(reader)
         self._on_close = on_close
         self._names = TopicNames()
         self._since = milliseconds(since)
-        self._stored = stored
+        self._stored = is_persistent(topic)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -95,12 +117,13 @@ class PulsarReader(Reader):
             self._connection.check()
             if self._closed:
                 raise ClosedError("the reader was closed")
-            if to_the_end and not self._more():
-                return None
             remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            if self._already_read:
+                message = self._already_read.pop()
+            elif remaining <= 0 or (to_the_end and not self._more()):
                 return None
-            message = self._next(min(int(remaining * 1000) + 1, WAIT))
+            else:
+                message = self._next(min(int(remaining * 1000) + 1, WAIT))
             # What was on its way before the seek took effect, or stands out of order, is not wanted.
             if message is not None and message.publish_timestamp() >= self._since:
                 return to_delivery(message, self._names)
