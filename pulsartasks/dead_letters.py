@@ -10,7 +10,7 @@ from typing import Any
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Consumer, Delivery, Subscription
 from pulsartasks.errors import ConfigurationError
-from pulsartasks.message import TASK, TASK_ID, DeadLetter, Publication, without_death
+from pulsartasks.message import REAL_SUBSCRIPTION, REAL_TOPIC, TASK, TASK_ID, DeadLetter, Publication, without_death
 from pulsartasks.task import Task
 from pulsartasks.topics import DEAD_LETTERS
 
@@ -36,7 +36,7 @@ class Kept:
 
 
 class DeadLetters:
-    """The dead letters of one task."""
+    """The dead letters of one task, and of those that share its dead-letter topic."""
 
     def __init__(self, app: PulsarTasks, task: Task[..., Any]) -> None:
         if task.topics.dead_letter is None:
@@ -67,13 +67,23 @@ class DeadLetters:
     def _receive(self, consumer: Consumer) -> Iterator[Kept]:
         while (delivery := consumer.receive(END_OF_TOPIC)) is not None:
             headers = delivery.properties
-            yield Kept(delivery, headers.get(TASK) or self._task.name, DeadLetter.from_headers(headers))
+            yield Kept(delivery, headers.get(TASK) or self._owner(delivery).name, DeadLetter.from_headers(headers))
+
+    def _owner(self, delivery: Delivery) -> Task[..., Any]:
+        """The task whose subscription gave the message up; ours, if it does not say."""
+        came_from = delivery.properties.get(REAL_TOPIC), delivery.properties.get(REAL_SUBSCRIPTION)
+        for task in self._app.tasks.values():
+            topics = task.topics
+            homes = [(t, task.subscription) for t in (topics.work, topics.calls, topics.retry, topics.delayed)]
+            if topics.dead_letter == self._topic and came_from in homes:
+                return task
+        return self._task
 
     def _alive_again(self, kept: Kept) -> Publication:
         # The retry topic belongs to this subscription alone, takes calls and events alike, and in ordered modes leads
         # under the message's key to the call topic.
         return Publication(
-            topic=self._task.topics.retry,
+            topic=self._owner(kept.delivery).topics.retry,
             value=kept.delivery.value,
             key=kept.delivery.key,
             properties=without_death(kept.delivery.properties),

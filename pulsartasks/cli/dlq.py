@@ -63,8 +63,11 @@ def replay(app_path: str, task_name: str | None, everything: bool, ids: tuple[st
         raise click.UsageError("give the ids of dead letters, or --all")
     with opened_app(app_path) as app:
         done = []
+        wanted = frozenset(ids)
+        if everything and task_name is not None:
+            wanted = frozenset(kept.id for kept in _all(app, task_name))
         for letters in _of_tasks(app, task_name):
-            for kept in letters.replay(None if everything else frozenset(ids)):
+            for kept in letters.replay(wanted if wanted or task_name is not None else None):
                 done.append(kept.id)
                 click.echo(f"replayed {kept.task} {kept.id}")
     if missing := set(ids) - set(done):
@@ -76,14 +79,14 @@ def _of_tasks(app: PulsarTasks, task_name: str | None) -> Iterable[DeadLetters]:
     if task_name is not None and task_name not in app.tasks:
         raise ConfigurationError(f"no task {task_name!r}; known are: {', '.join(sorted(app.tasks))}")
     tasks = [app.tasks[task_name]] if task_name is not None else list(app.tasks.values())
-    # Tasks on one call topic share their dead letters.
+    # Tasks may share a dead-letter topic, as those on one call topic do.
     by_topic = {task.topics.dead_letter: task for task in tasks if task.topics.dead_letter is not None}
     return [DeadLetters(app, task) for task in by_topic.values()]
 
 
 def _all(app: PulsarTasks, task_name: str | None) -> Iterable[Kept]:
     for letters in _of_tasks(app, task_name):
-        yield from letters.list()
+        yield from (kept for kept in letters.list() if task_name in (None, kept.task))
 
 
 def _as_line(kept: Kept) -> str:

@@ -249,6 +249,42 @@ def test_dead_letters_go_to_the_topic_that_was_named(app: PulsarTasks, start_wor
     assert letter.delivery.topic == app.qualify("morgue")
 
 
+def test_tasks_that_share_a_dead_letter_topic_each_get_their_own_back(
+    app: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    happened = app.topic("happened", schema=Order, subscriptions=("work",))
+    mended: list[bool] = []
+
+    def run(label: str) -> None:
+        if not mended:
+            raise ValueError(label)
+        with record.attempt(label):
+            pass
+
+    @app.task(dead_letter="morgue")
+    def first() -> None:
+        run("first")
+
+    @app.task(dead_letter="morgue")
+    def second() -> None:
+        run("second")
+
+    @app.task(topic=happened, subscription="work", dead_letter="morgue")
+    def handle(order: Order) -> None:
+        run("handle")
+
+    start_worker(app)
+    first.delay()
+    second.using(countdown=0.1).delay()
+    happened.publish(Order("ada", 1))
+    assert {letter.task for letter in kept(app, first, 3)} == {"first", "second", "handle"}
+    mended.append(True)
+
+    list(DeadLetters(app, first).replay())
+
+    record.wait_for_labels("first", "second", "handle")
+
+
 # What cannot be run
 
 

@@ -1,0 +1,203 @@
+"""Values to JSON and back, checked against the annotations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from pulsartasks.errors import ConfigurationError, InvalidArgumentsError, UnreadableMessageError
+from pulsartasks.serializers import CallCodec, PayloadCodec, encode, type_hints
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Order(msgspec.Struct, frozen=True):
+    customer: str
+    amount: int = 1
+
+
+@dataclass(frozen=True)
+class Parcel:
+    weight: float
+    orders: list[Order]
+
+
+class Model:
+    """Stands for a pydantic model: the two methods are all that is asked of it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def model_dump(self, mode: str) -> dict[str, str]:
+        assert mode == "json"
+        return {"name": self.name}
+
+    @classmethod
+    def model_validate(cls, value: dict[str, str]) -> Model:
+        if set(value) != {"name"}:
+            raise ValueError("one field, name, is wanted")
+        return cls(value["name"])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and other.name == self.name
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Opaque:
+    """Neither data nor made from it."""
+
+
+VALUES: list[tuple[Any, Any]] = [
+    (Order, Order("ada", 2)),
+    (Parcel, Parcel(1.5, [Order("ada"), Order("grace")])),
+    (Model, Model("ada")),
+    (Colour, Colour.RED),
+    (datetime, datetime(2026, 11, 23, 2, 15, tzinfo=timezone.utc)),
+    (timedelta, timedelta(seconds=90)),
+    (UUID, UUID("01890a5d-ac96-774b-bcce-b302099a8057")),
+    (Decimal, Decimal("1.10")),
+    (bytes, b"\x00\xff"),
+    (tuple[int, str], (1, "one")),
+    (set[int], {1, 2}),
+    (dict[str, Order | None], {"a": Order("ada"), "b": None}),
+    (Literal["ok", "failed"], "ok"),
+    (Any, {"free": [1, 2.5, None, True, "text"]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "value"), VALUES)
+def test_value_comes_back_as_it_was(kind: Any, value: Any) -> None:
+    codec: PayloadCodec[Any] = PayloadCodec(kind)
+
+    assert codec.decode(codec.encode(value)) == value
+
+
+@pytest.mark.parametrize(
+    "value", [object(), Opaque(), {1: object()}, "\ud800", lambda: None, {"deep": [Opaque()]}, 2**70 * 1j]
+)
+def test_what_is_not_data_cannot_be_sent(value: Any) -> None:
+    with pytest.raises(InvalidArgumentsError, match="cannot be sent as JSON"):
+        encode(value)
+
+
+def test_bottomless_value_cannot_be_sent() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+
+    with pytest.raises(InvalidArgumentsError):
+        encode(loop)
+
+
+def test_numbers_that_json_lacks_arrive_as_nothing_and_are_refused_where_a_number_is_wanted() -> None:
+    codec: PayloadCodec[float] = PayloadCodec(float)
+
+    for number in (math.nan, math.inf):
+        with pytest.raises(InvalidArgumentsError):
+            codec.encode(number)
+
+
+@pytest.mark.parametrize("wrong", [Order("ada", "many"), {"customer": 7}, "ada", None])  # type: ignore[arg-type]
+def test_payload_of_another_type_is_refused_before_it_is_sent(wrong: Any) -> None:
+    with pytest.raises(InvalidArgumentsError):
+        PayloadCodec(Order).encode(wrong)
+
+
+@pytest.mark.parametrize("value", [b"", b"\xff", b"{", b"[" * 100_000, b'{"customer": 7}', b"{}", b"nul", b"1 2"])
+def test_bytes_that_are_not_the_payload_are_unreadable(value: bytes) -> None:
+    with pytest.raises(UnreadableMessageError):
+        PayloadCodec(Order).decode(value)
+
+
+def test_field_that_a_newer_publisher_added_is_no_harm() -> None:
+    assert PayloadCodec(Order).decode(b'{"customer": "ada", "colour": "red"}') == Order("ada")
+
+
+def test_type_that_cannot_be_read_from_json_is_refused_at_definition() -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read from JSON"):
+        PayloadCodec(Order | Parcel | dict[str, int])
+
+
+def greet(name: str, /, times: int = 1, *more: int, loud: bool = False, **rest: Order) -> None:
+    """Every kind of parameter."""
+
+
+def bound(context: Any, name: str, engine: Opaque) -> None:
+    """The first is the context, the last a resource."""
+
+
+def test_call_comes_back_with_its_types() -> None:
+    codec = CallCodec(greet)
+
+    args, kwargs = codec.decode(codec.encode(("ada", 2, 3, 4), {"loud": True, "order": Order("ada")}))
+
+    assert args == ["ada", 2, 3, 4]
+    assert kwargs == {"loud": True, "order": Order("ada")}
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "complaint"),
+    [
+        ((), {}, "misses the argument name"),
+        ((7,), {}, "argument 'name'"),
+        (("ada", 1, "three"), {}, "argument 'more'"),
+        (("ada", 1), {"times": 2}, "multiple values for argument 'times'"),
+        (("ada",), {"loud": "very"}, "argument 'loud'"),
+        (("ada",), {"order": 7}, "argument 'rest'"),
+    ],
+)
+def test_wrong_call_is_refused_with_the_argument_that_is_wrong(
+    args: tuple[Any, ...], kwargs: dict[str, Any], complaint: str
+) -> None:
+    codec = CallCodec(greet)
+
+    with pytest.raises(InvalidArgumentsError, match=complaint):
+        codec.encode(args, kwargs)
+
+
+def test_what_the_worker_fills_in_does_not_travel() -> None:
+    codec = CallCodec(bound, skip_first=True, injected={"engine"})
+
+    assert codec.decode(codec.encode(("ada",), {})) == (["ada"], {})
+    with pytest.raises(InvalidArgumentsError, match="unexpected argument 'engine'"):
+        codec.encode(("ada",), {"engine": 1})
+
+
+def test_bare_keyword_arguments_are_a_call_too() -> None:
+    assert CallCodec(bound, skip_first=True, injected={"engine"}).decode_keywords(b'{"name": "ada"}') == (
+        [],
+        {"name": "ada"},
+    )
+
+
+@pytest.mark.parametrize("value", [b"", b"[]", b'{"args": {}}', b'{"args": [], "kwargs": []}', b"\xff", b"7"])
+def test_bytes_that_are_no_call_are_unreadable(value: bytes) -> None:
+    with pytest.raises(UnreadableMessageError):
+        CallCodec(greet).decode(value)
+
+
+def test_payload_is_the_only_argument_that_must_be_given() -> None:
+    def handle(order: Order, note: str = "") -> None:
+        """Takes an order."""
+
+    handle.__annotations__["order"] = Order
+
+    assert CallCodec(handle).payload.decode(b'{"customer": "ada"}') == Order("ada")
+
+
+def test_annotation_that_names_nothing_is_said_with_its_name() -> None:
+    def broken(value: Nowhere) -> None:  # type: ignore[name-defined]  # noqa: F821
+        """Its annotation does not exist."""
+
+    with pytest.raises(ConfigurationError, match="Nowhere"):
+        type_hints(broken)
