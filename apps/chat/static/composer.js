@@ -85,7 +85,7 @@ export function startComposer(form, thread) {
     change({ audio });
     const player = document.getElementById("player-template").content.firstElementChild.cloneNode(true);
     part("review").replaceChildren(player);
-    player.open(audio);
+    player.prepare(audio);
   }
 
   function keepPicture(picture) {

@@ -10,6 +10,8 @@ class VoicePlayer extends HTMLElement {
   connectedCallback() {
     if (this.audio) return;
     this.audio = new Audio();
+    this.ready = false;
+    this.wanted = 0;
     this.audio.preload = "none";
     this.button = this.querySelector(".play");
     this.seek = this.querySelector("input");
@@ -22,12 +24,11 @@ class VoicePlayer extends HTMLElement {
     this.audio.addEventListener("timeupdate", () => this.show());
     this.audio.addEventListener("ended", () => { this.audio.currentTime = 0; this.show(); });
     for (const name of ["play", "pause", "ended"]) this.audio.addEventListener(name, () => this.showButton());
-    this.audio.addEventListener("error", () => { this.length.textContent = "cannot play"; });
     new ResizeObserver(() => this.draw()).observe(this.canvas);
     new IntersectionObserver((entries, observer) => {
       if (!entries.some((entry) => entry.isIntersecting)) return;
       observer.disconnect();
-      this.load();
+      this.prepare();
     }).observe(this);
   }
 
@@ -38,27 +39,47 @@ class VoicePlayer extends HTMLElement {
     this.show();
   }
 
-  // The whole recording is fetched once, to draw it and to play it. A browser's own recording says nothing about its
-  // length, and cannot be wound before the player has seen its end.
+  // The whole recording is fetched once, to draw it and to play it; one that was just made is here already.
+  prepare(recording) {
+    this.prepared ??= recording ? this.open(recording) : this.load();
+    return this.prepared;
+  }
+
   async load() {
-    if (!this.dataset.src) return;
     try {
       const response = await fetch(this.dataset.src);
       if (!response.ok) throw new Error(response.statusText);
       await this.open(await response.blob());
     } catch {
-      this.audio.src = this.dataset.src;
+      this.prepared = null; // the next press tries again
+      this.cannotPlay();
     }
   }
 
-  async open(blob) {
+  open(blob) {
+    this.drawPeaks(blob);
+    return this.openSound(blob).catch(() => this.cannotPlay());
+  }
+
+  cannotPlay() {
+    this.length.textContent = "cannot play";
+  }
+
+  // A browser's own recording says nothing about its length, and cannot be wound before the player has seen its end.
+  async openSound(blob) {
     this.audio.src = URL.createObjectURL(blob);
     this.audio.preload = "auto";
-    this.audio.addEventListener("loadedmetadata", () => {
-      if (this.audio.duration !== Infinity) return;
-      this.audio.addEventListener("seeked", () => { this.audio.currentTime = 0; }, { once: true });
+    await happened(this.audio, "loadedmetadata");
+    if (this.audio.duration === Infinity) {
       this.audio.currentTime = Number.MAX_SAFE_INTEGER;
-    }, { once: true });
+      await happened(this.audio, "seeked");
+    }
+    this.audio.currentTime = this.wanted;
+    this.ready = true;
+    this.show();
+  }
+
+  async drawPeaks(blob) {
     try {
       const sound = await new OfflineAudioContext(1, 1, 16000).decodeAudioData(await blob.arrayBuffer());
       this.peaks = peaksOf(sound.getChannelData(0));
@@ -69,26 +90,27 @@ class VoicePlayer extends HTMLElement {
     this.draw();
   }
 
-  toggle() {
+  async toggle() {
     if (!this.audio.paused) return this.audio.pause();
     if (playing && playing !== this) playing.audio.pause();
     playing = this;
-    if (!this.audio.src) this.audio.src = this.dataset.src;
+    await this.prepare();
     return this.audio.play().catch(() => this.showButton());
   }
 
   jump(part) {
-    const length = this.duration || this.audio.duration;
-    if (Number.isFinite(length)) this.audio.currentTime = part * length;
-    this.draw(part);
+    this.wanted = part * (this.duration || 0);
+    if (this.ready) this.audio.currentTime = this.wanted;
+    this.show();
   }
 
   show() {
-    const part = this.duration ? Math.min(1, this.audio.currentTime / this.duration) : 0;
+    const now = this.ready ? this.audio.currentTime : this.wanted;
+    const part = this.duration ? Math.min(1, now / this.duration) : 0;
     this.seek.value = part * STEPS;
-    const now = part > 0 && part < 1 ? this.audio.currentTime : Math.max(1, Math.round(this.duration));
-    this.length.textContent = this.duration ? clock(now) : "–:––";
-    this.seek.setAttribute("aria-valuetext", `${clock(this.audio.currentTime)} of ${clock(this.duration)}`);
+    const shown = part > 0 && part < 1 ? now : Math.max(1, Math.round(this.duration));
+    this.length.textContent = this.duration ? clock(shown) : "–:––";
+    this.seek.setAttribute("aria-valuetext", `${clock(now)} of ${clock(this.duration)}`);
     this.draw(part);
   }
 
@@ -111,6 +133,13 @@ class VoicePlayer extends HTMLElement {
       context.fill();
     }
   }
+}
+
+function happened(target, name) {
+  return new Promise((resolve, reject) => {
+    target.addEventListener(name, resolve, { once: true });
+    target.addEventListener("error", () => reject(new Error(`${name} never came`)), { once: true });
+  });
 }
 
 function peaksOf(samples) {

@@ -9,6 +9,8 @@ from pathlib import Path
 from jiwer import wer
 from playwright.sync_api import FilePayload, Locator, Page, expect
 
+from tests.services import wait_until
+
 
 class Visitor:
     """One person, one page."""
@@ -42,10 +44,18 @@ class Visitor:
     def record(self, seconds: int) -> None:
         """Press Record, let the microphone hear so many seconds, and stop."""
         self.page.get_by_role("button", name="Record", exact=True).click()
-        timer = self.page.locator("#timer")
-        expect(timer).to_have_text(re.compile(rf"0:{seconds:02d}"))
+        self.wait_until_recorded(seconds)
         self.page.get_by_role("button", name="Stop and listen").click()
         expect(self.page.locator("#review voice-player")).to_be_visible()
+
+    def wait_until_recorded(self, seconds: int) -> None:
+        """Wait until the timer shows so many seconds, or more."""
+
+        def recorded() -> bool:
+            minutes, _, rest = self.page.locator("#timer").inner_text().partition(":")
+            return int(minutes or 0) * 60 + int(rest or 0) >= seconds
+
+        wait_until(recorded, f"the timer did not come to {seconds} s")
 
     def upload(self, recording: Path | FilePayload) -> None:
         self.page.set_input_files("#audio-file", recording)
