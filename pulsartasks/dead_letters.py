@@ -36,17 +36,19 @@ class Kept:
 
 
 class DeadLetters:
-    """The dead letters of one task, and of those that share its dead-letter topic."""
+    """The dead letters of some tasks, and of those that share a dead-letter topic with them."""
 
-    def __init__(self, app: PulsarTasks, task: Task[..., Any]) -> None:
-        if task.topics.dead_letter is None:
-            raise ConfigurationError(f"task {task.name!r} keeps no dead letters (dead_letter=False)")
+    def __init__(self, app: PulsarTasks, *tasks: Task[..., Any]) -> None:
         self._app = app
-        self._task = task
-        self._topic = task.topics.dead_letter
+        self._tasks: dict[str, Task[..., Any]] = {}
+        """By dead-letter topic, one that uses it."""
+        for task in tasks:
+            if task.topics.dead_letter is None:
+                raise ConfigurationError(f"task {task.name!r} keeps no dead letters (dead_letter=False)")
+            self._tasks.setdefault(task.topics.dead_letter, task)
 
     def list(self) -> Iterator[Kept]:
-        """All that are kept, oldest first; they stay."""
+        """All that are kept, of each topic the oldest first; they stay."""
         with self._consumer() as consumer:
             yield from self._receive(consumer)
 
@@ -70,14 +72,14 @@ class DeadLetters:
             yield Kept(delivery, headers.get(TASK) or self._owner(delivery).name, DeadLetter.from_headers(headers))
 
     def _owner(self, delivery: Delivery) -> Task[..., Any]:
-        """The task whose subscription gave the message up; ours, if it does not say."""
+        """The task whose subscription gave the message up; if it does not say, one that has its dead letters there."""
         came_from = delivery.properties.get(REAL_TOPIC), delivery.properties.get(REAL_SUBSCRIPTION)
         for task in self._app.tasks.values():
             topics = task.topics
             homes = [(t, task.subscription) for t in (topics.work, topics.calls, topics.retry, topics.delayed)]
-            if topics.dead_letter == self._topic and came_from in homes:
+            if topics.dead_letter == delivery.topic and came_from in homes:
                 return task
-        return self._task
+        return self._tasks[delivery.topic]
 
     def _alive_again(self, kept: Kept) -> Publication:
         # The retry topic belongs to this subscription alone, takes calls and events alike, and in ordered modes leads
@@ -91,8 +93,9 @@ class DeadLetters:
 
     @contextmanager
     def _consumer(self) -> Iterator[Consumer]:
-        self._app.declare(self._topic)
-        consumer = self._app.broker.subscribe(Subscription((self._topic,), DEAD_LETTERS, prefetch=AT_ONCE))
+        for topic in self._tasks:
+            self._app.declare(topic)
+        consumer = self._app.broker.subscribe(Subscription(tuple(self._tasks), DEAD_LETTERS, prefetch=AT_ONCE))
         try:
             yield consumer
         finally:

@@ -192,6 +192,13 @@ class CallCodec:
         raise UnreadableMessageError(f"{self._name}() {what}")
 
 
+def is_data(kind: Any) -> bool:
+    """Whether values of this type can travel: msgspec knows it, or it is a pydantic model."""
+    return not isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType) or hasattr(
+        kind, "model_validate"
+    )
+
+
 def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The function's annotations, resolved.
 

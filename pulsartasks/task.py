@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
-import msgspec
 from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks.context import TaskContext
@@ -20,7 +19,7 @@ from pulsartasks.message import ETA, REPLY_TO, TASK, TASK_ID, Publication, Reque
 from pulsartasks.options import TaskOptions
 from pulsartasks.result import AsyncResult
 from pulsartasks.results.base import ResultStore
-from pulsartasks.serializers import CallCodec, PayloadCodec, type_hints
+from pulsartasks.serializers import CallCodec, PayloadCodec, is_data, type_hints
 from pulsartasks.signature import CallKeywords, CallOptions, Signature, check_key
 from pulsartasks.topic import Topic
 from pulsartasks.topics import call_topic, dead_letter_topic, delayed_topic, qualify, retry_topic
@@ -177,9 +176,7 @@ class Task(Generic[P, R]):
             kind = hints.get(name, Any)
             if kind is TaskContext or name in self.injected:
                 continue
-            if isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType) and not hasattr(
-                kind, "model_validate"
-            ):
+            if not is_data(kind):
                 raise ConfigurationError(
                     f"task {self.name!r}: parameter {name!r} has the type {kind!r}, which is neither data nor a "
                     "resource; use a dataclass or msgspec.Struct, or define an @app.resource for it above the task"

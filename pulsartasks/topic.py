@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 from pulsartasks.brokers.base import Reader
-from pulsartasks.errors import ClosedError, InvalidArgumentsError
+from pulsartasks.errors import ClosedError, ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import ETA, Publication, milliseconds
-from pulsartasks.serializers import PayloadCodec
+from pulsartasks.serializers import PayloadCodec, is_data
 from pulsartasks.signature import CallOptions, Signature, check_key
 from pulsartasks.topics import DEAD_LETTERS, dead_letter_topic
 
@@ -41,6 +41,10 @@ class Topic(Generic[T]):
         partitions: int = 0,
         subscriptions: Collection[str] = (),
     ) -> None:
+        if not is_data(schema):
+            raise ConfigurationError(
+                f"topic {name!r}: {schema!r} is not data; use a msgspec.Struct, a dataclass or a pydantic model"
+            )
         self.name = name
         self.schema = schema
         self.key = key

@@ -16,7 +16,7 @@ from pulsartasks.message import REAL_TOPIC, Publication
 from pulsartasks.options import Mode, Start
 
 MAX_MESSAGE_SIZE = 5 * 1024 * 1024 - 8 * 1024
-"""Bytes of a message's value, key and headers that may be published: what Pulsar takes by default (broker.conf, maxMessageSize)
+"""Bytes of a message's value, key and headers that may be published: what Pulsar takes by default (maxMessageSize)
 less what its client adds, and less the headers of a retry or dead letter: what could be published can be kept."""
 ROOM_FOR_COPIES = 7 * 1024
 """Bytes by which a retry or dead letter may therefore be larger."""
@@ -100,6 +100,9 @@ class Consumer(ABC):
     @abstractmethod
     def release(self, delivery: Delivery) -> None:
         """Give `delivery` back; never raises, like `acknowledge`."""
+
+    def stop(self) -> None:  # noqa: B027 - not abstract: whoever cannot be woken returns at its timeout
+        """Give out no more: who waits in `receive` gets None, at once where the broker can; what runs goes on."""
 
     @abstractmethod
     def close(self) -> None:

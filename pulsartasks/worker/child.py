@@ -96,6 +96,7 @@ def run(options: ChildOptions) -> int:
         )
     worker = Worker(app, concurrency=options.concurrency, topics=options.topics, middleware=_metrics())
     threading.Thread(target=_await_order, args=[stop], name="pulsartasks-orders", daemon=True).start()
+    _log.info("worker.loaded", app=app.name, broker=app.broker_url.partition("?")[0], tasks=len(worker.tasks))
     worker.start(give_up)
     _report_until(stop, worker, options.report_to)
     finished = worker.stop(options.grace)

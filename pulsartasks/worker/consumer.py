@@ -54,7 +54,6 @@ class ConsumerThreads(ABC):
             for number in range(threads)
         ]
         self._stopping = threading.Event()
-        self._opened = threading.Event()
         self._standing_by = threading.Event()
         self._failed: Callable[[BaseException], None] = _log_failure
         self._aside: Mapping[str, str] = {}
@@ -74,6 +73,8 @@ class ConsumerThreads(ABC):
     def stop(self) -> None:
         """Receive no more; what runs goes on. Returns at once."""
         self._stopping.set()
+        if self._consumer is not None:
+            self._consumer.stop()
 
     def join(self, deadline: float) -> bool:
         """Wait for what runs, at most until `deadline` (monotonic seconds); whether all is done."""
@@ -112,7 +113,10 @@ class ConsumerThreads(ABC):
                 self._stopping.wait(backoff(tries, factor=0.2, maximum=10.0))
                 tries += 1
             else:
-                self._begin()
+                if self._stopping.is_set():  # `close` came before there was anything to close
+                    self._consumer.close()
+                else:
+                    self._begin()
                 return
 
     def _begin(self) -> None:

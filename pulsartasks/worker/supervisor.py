@@ -25,6 +25,8 @@ from pulsartasks.worker.child import CANNOT_START, ChildOptions, Report
 
 STABLE_AFTER = 30.0
 """Seconds after which a child counts as having started well, so its next death is replaced at once."""
+SAME_SIGNAL = 0.5
+"""Seconds within which two signals are one."""
 LAST_GRACE = 5.0
 """Seconds beyond the grace that a child has to close its connections."""
 
@@ -69,6 +71,7 @@ class Supervisor:
         self._children = [_Child(number) for number in range(options.processes)]
         self._selector = selectors.DefaultSelector()
         self._signals = 0
+        self._signalled = 0.0
         self._status = 0
 
     @property
@@ -144,7 +147,8 @@ class Supervisor:
         _log.error("process.died", number=child.number, pid=process.pid, status=status, restart_in=delay)
 
     def _stop(self) -> None:
-        _log.info("worker.stopping", grace=self._options.grace)
+        if not self._status:
+            _log.info("worker.stopping", grace=self._options.grace)
         for child in self._children:
             if child.process is not None and child.process.stdin is not None:
                 child.process.stdin.close()
@@ -158,7 +162,8 @@ class Supervisor:
                 child.process.kill()
                 child.process.wait()
                 self._remove(child, child.process)
-        _log.info("worker.stopped")
+        if not self._status:
+            _log.info("worker.stopped")
 
     # Waiting
 
@@ -210,7 +215,11 @@ class Supervisor:
             writing.close()
 
     def _on_signal(self, *_: object) -> None:
-        self._signals += 1
+        # One stop may come twice at once, to the process and to its group (GNU timeout does that): only a later one is
+        # somebody's impatience.
+        if time.monotonic() - self._signalled > SAME_SIGNAL:
+            self._signalled = time.monotonic()
+            self._signals += 1
 
 
 def _forget_metrics(pid: int) -> None:

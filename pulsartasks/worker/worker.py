@@ -19,8 +19,9 @@ from pulsartasks.options import ORDERED, Mode, Start
 from pulsartasks.task import Task
 from pulsartasks.topics import short_name
 from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
-from pulsartasks.worker.executor import Executor, Route
+from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.resources import Resources
+from pulsartasks.worker.run import Route
 
 LEAST_PREFETCH = 16
 EXPIRE_EVERY = 300.0
@@ -38,13 +39,15 @@ class _Settings:
     start: Start
     concurrency: int
     prefetch: int
+    own: str | None
+    """The task that has a consumer of its own, since it asked for its own concurrency."""
 
 
 class Worker:
     """Runs an app's tasks on threads of this process, from `start` to `stop`.
 
     Args:
-        concurrency: messages of one subscription that run at once; a task's own ``concurrency=`` comes first.
+        concurrency: messages of one subscription that run at once; tasks with their own ``concurrency=`` come on top.
         topics: names of topics; only tasks that consume one of them run. None: all tasks.
         middleware: goes around every attempt, outside the app's own.
     """
@@ -63,6 +66,11 @@ class Worker:
         self._executor = Executor(app, _routes(self._tasks), self._resources, [*middleware, *app.middleware])
         self._consumers = self._make_consumers(concurrency)
         self._stopped = threading.Event()
+
+    @property
+    def tasks(self) -> Sequence[Task[..., Any]]:
+        """What it runs."""
+        return self._tasks
 
     @property
     def ready(self) -> bool:
@@ -93,7 +101,7 @@ class Worker:
             consumer.stop()
         deadline = time.monotonic() + grace
         finished = all(consumer.join(deadline) for consumer in self._consumers)
-        self._executor.stopping.set()
+        self._executor.stop()
         for consumer in self._consumers:
             consumer.close()
         if finished:
@@ -128,8 +136,10 @@ class Worker:
         ordered = _subscription(settings, [name for t in tasks for name in (t.topics.work, t.topics.calls)])
         waiting = {name: t.topics.calls for t in tasks for name in (t.topics.delayed, t.topics.retry)}
         held = Subscription(tuple(waiting), settings.subscription, prefetch=LEAST_PREFETCH)
+        # Where topics are ordered as a whole, each has its thread, so that none waits for another.
+        threads = settings.concurrency if settings.mode == "key_shared" else len(tasks)
         return [
-            OrderedConsumer(self.app, ordered, self._executor, threads=settings.concurrency),
+            OrderedConsumer(self.app, ordered, self._executor, threads=threads),
             Forwarder(self.app, held, waiting),
         ]
 
@@ -167,6 +177,7 @@ def _settings(task: Task[..., Any], concurrency: int) -> _Settings:
         start=options.start,
         concurrency=threads,
         prefetch=options.prefetch or max(2 * threads, LEAST_PREFETCH),
+        own=task.name if options.concurrency is not None else None,
     )
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -166,6 +167,7 @@ class LocalConsumer(Consumer):
         """Subscriptions that may have something, in the order in which they are looked at."""
         self._due: dict[int, float] = {}
         """When each subscription's next delayed message is due."""
+        self._stopped = False
         self._closed = False
 
     @property
@@ -182,6 +184,8 @@ class LocalConsumer(Consumer):
             while True:
                 if self._closed:
                     raise ClosedError("the consumer was closed")
+                if self._stopped:
+                    return None
                 if not self._buffer:
                     self._fill()
                 if self._buffer:
@@ -198,10 +202,15 @@ class LocalConsumer(Consumer):
             return  # it comes again, as on every broker when an ack is lost
 
     def release(self, delivery: Delivery) -> None:
-        try:
-            self._store.release(*delivery.handle)
-        except BrokerError:
-            return  # it comes again when this process is gone
+        self._give_back([delivery])
+
+    def stop(self) -> None:
+        with self._condition:
+            self._stopped = True
+            unused = list(self._buffer)
+            self._buffer.clear()
+            self._condition.notify_all()
+        self._give_back(unused)
 
     def close(self) -> None:
         with self._condition:
@@ -224,6 +233,10 @@ class LocalConsumer(Consumer):
             if mine:
                 self._news.update(dict.fromkeys(mine))
                 self._condition.notify_all()
+
+    def _give_back(self, deliveries: Collection[Delivery]) -> None:
+        with suppress(BrokerError):  # then they come again when this process is gone
+            self._broker.notify(self._store.release([delivery.handle for delivery in deliveries]))
 
     def _fill(self) -> None:
         """Take what is there, from one subscription after the other so that none starves."""

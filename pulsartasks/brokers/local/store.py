@@ -222,13 +222,15 @@ class Store:
                 if gone.rowcount:
                     self._settle_message(message_id)
 
-    def release(self, subscription_id: int, message_id: int) -> None:
-        """Have a held delivery wait again; it is found by the next check of whoever consumes the subscription."""
+    def release(self, deliveries: Collection[tuple[int, int]]) -> dict[str, set[int]]:
+        """Have held pairs of subscription and message id wait again; gives the news for who consumes them."""
+        if not deliveries:
+            return {}
         with self._transaction():
-            self._sql.execute(
-                "UPDATE deliveries SET consumer_id = NULL WHERE subscription_id = ? AND message_id = ?",
-                (subscription_id, message_id),
+            self._sql.executemany(
+                "UPDATE deliveries SET consumer_id = NULL WHERE subscription_id = ? AND message_id = ?", deliveries
             )
+            return self._listeners({subscription_id for subscription_id, _ in deliveries})
 
     def trim(self, topic: str, subscription: str, *, before: float) -> None:
         """Settle what waits on the subscription and was published before the instant `before`."""

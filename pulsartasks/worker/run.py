@@ -1,0 +1,65 @@
+"""One attempt at one message, as the parts of a worker hand it on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from pulsartasks import message
+from pulsartasks.brokers.base import Delivery
+from pulsartasks.errors import UnreadableMessageError
+from pulsartasks.message import Request
+from pulsartasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a worker does with the messages that one subscription gets from one topic."""
+
+    task: Task[..., Any]
+    """The task of a message that does not name one; also says where retries and dead letters go."""
+    by_name: Mapping[str, Task[..., Any]]
+    """The tasks a message on this topic may name."""
+
+    def headers(self, delivery: Delivery) -> Mapping[str, str]:
+        """The message's headers as they concern the task.
+
+        On an event topic everything is for its one handler. A message that names another task is the dead letter of a
+        call, whose result is none of the handler's.
+        """
+        event = self.task.event_topic
+        if event is None or delivery.topic != event.full_name or message.TASK not in delivery.properties:
+            return delivery.properties
+        others = {message.TASK_ID, message.REPLY_TO}
+        kept = {name: value for name, value in delivery.properties.items() if name not in others}
+        return {**kept, message.TASK: self.task.name}
+
+
+class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every message
+    """One attempt about to be made, and what settling it needs to know."""
+
+    delivery: Delivery
+    headers: Mapping[str, str]
+    route: Route
+    task: Task[..., Any] | None
+    """None if the message names a task that is not known here."""
+    request: Request
+    unreadable: UnreadableMessageError | None = None
+
+    @property
+    def first_published(self) -> float:
+        """When the message was published before any retry, in seconds since the epoch."""
+        try:
+            first = datetime.fromisoformat(self.headers[message.PUBLISHED_AT])
+        except (KeyError, ValueError):  # it is no copy, or somebody else wrote that header
+            return self.delivery.published_at
+        return first.timestamp()
+
+    @property
+    def wants_result(self) -> bool:
+        """Whether it is a call whose result is kept."""
+        return self.task is not None and not self.task.options.ignore_result and message.TASK_ID in self.headers
