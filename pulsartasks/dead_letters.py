@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,25 +46,25 @@ class DeadLetters:
             if task.topics.dead_letter is None:
                 raise ConfigurationError(f"task {task.name!r} keeps no dead letters (dead_letter=False)")
             self._tasks.setdefault(task.topics.dead_letter, task)
+        if not tasks:
+            raise ConfigurationError(f"app {app.name!r} has no task that keeps dead letters")
 
     def list(self) -> Iterator[Kept]:
         """All that are kept, of each topic the oldest first; they stay."""
         with self._consumer() as consumer:
             yield from self._receive(consumer)
 
-    def replay(self, ids: frozenset[str] | None = None) -> Iterator[Kept]:
-        """Send those with these ids (None: all) to their task again, as new messages with all their retries; gives
-        each.
+    def replay(self, wanted: Callable[[Kept], bool] = lambda _: True) -> Iterator[Kept]:
+        """Send those that are `wanted` to their task again, as new messages with all their retries; gives each.
 
         Each is published and confirmed before it leaves the dead letters, so a crash in between sends it twice, never
         loses it. It goes to its subscription alone, not to the others of an event topic.
         """
         with self._consumer() as consumer:
-            for kept in list(self._receive(consumer)):
-                if ids is None or kept.id in ids:
-                    self._app.publish(self._alive_again(kept))
-                    kept.delivery.acknowledge()
-                    yield kept
+            for kept in filter(wanted, list(self._receive(consumer))):
+                self._app.publish(self._alive_again(kept))
+                kept.delivery.acknowledge()
+                yield kept
 
     def _receive(self, consumer: Consumer) -> Iterator[Kept]:
         while (delivery := consumer.receive(END_OF_TOPIC)) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import click
 import msgspec
@@ -61,32 +61,32 @@ def replay(app_path: str, task_name: str | None, everything: bool, ids: tuple[st
     """Send dead letters to their task again, with all their retries. Exits with 1 if one of IDS is not there."""
     if everything == bool(ids):
         raise click.UsageError("give the ids of dead letters, or --all")
+    is_of = _is_of(task_name)
     with opened_app(app_path) as app:
         done = []
-        wanted = frozenset(ids)
-        if everything and task_name is not None:
-            wanted = frozenset(kept.id for kept in _all(app, task_name))
-        for letters in _of_tasks(app, task_name):
-            for kept in letters.replay(wanted if wanted or task_name is not None else None):
-                done.append(kept.id)
-                click.echo(f"replayed {kept.task} {kept.id}")
+        for kept in _letters(app, task_name).replay(lambda kept: (everything or kept.id in ids) and is_of(kept)):
+            done.append(kept.id)
+            click.echo(f"replayed {kept.task} {kept.id}")
     if missing := set(ids) - set(done):
         raise click.ClickException(f"not among the dead letters: {', '.join(sorted(missing))}")
     click.echo(f"{len(done)} replayed.", err=True)
 
 
-def _of_tasks(app: PulsarTasks, task_name: str | None) -> Iterable[DeadLetters]:
+def _letters(app: PulsarTasks, task_name: str | None) -> DeadLetters:
     if task_name is not None and task_name not in app.tasks:
         raise ConfigurationError(f"no task {task_name!r}; known are: {', '.join(sorted(app.tasks))}")
-    tasks = [app.tasks[task_name]] if task_name is not None else list(app.tasks.values())
-    # Tasks may share a dead-letter topic, as those on one call topic do.
-    by_topic = {task.topics.dead_letter: task for task in tasks if task.topics.dead_letter is not None}
-    return [DeadLetters(app, task) for task in by_topic.values()]
+    if task_name is not None:
+        return DeadLetters(app, app.tasks[task_name])
+    return DeadLetters(app, *[task for task in app.tasks.values() if task.topics.dead_letter is not None])
+
+
+def _is_of(task_name: str | None) -> Callable[[Kept], bool]:
+    """Tells a task's own dead letters from those of others that share its topic."""
+    return lambda kept: task_name in (None, kept.task)
 
 
 def _all(app: PulsarTasks, task_name: str | None) -> Iterable[Kept]:
-    for letters in _of_tasks(app, task_name):
-        yield from (kept for kept in letters.list() if task_name in (None, kept.task))
+    return filter(_is_of(task_name), _letters(app, task_name).list())
 
 
 def _as_line(kept: Kept) -> str:

@@ -74,11 +74,6 @@ class WorkerProcess:
         """What a service manager does first."""
         self._process.send_signal(signal.SIGTERM)
 
-    def stopped_by_another_signal(self) -> bool:
-        """Send what somebody impatient sends, and say whether it has ended: for `wait_until`."""
-        self.terminate()
-        return self._process.poll() is not None
-
     def kill_supervisor(self) -> None:
         self._process.kill()
 

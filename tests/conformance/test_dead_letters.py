@@ -182,7 +182,7 @@ def test_replay_of_some_leaves_the_others(app: PulsarTasks, start_worker: Worker
     kept(app, note, 3)
     mended.append(True)
 
-    replayed = list(DeadLetters(app, note).replay(frozenset([sent["b"]])))
+    replayed = list(DeadLetters(app, note).replay(lambda letter: letter.id == sent["b"]))
 
     assert [letter.id for letter in replayed] == [sent["b"]]
     record.wait_for_labels("b")
