@@ -202,14 +202,15 @@ class Supervisor:
         for end in (reading, writing):
             end.setblocking(False)
         self._selector.register(reading, selectors.EVENT_READ, reading)
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
         wakeup = signal.set_wakeup_fd(writing.fileno())
         try:
             yield
         finally:
             signal.set_wakeup_fd(wakeup)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # the process ends now by itself, with its own status
             self._selector.close()
             reading.close()
             writing.close()
