@@ -21,6 +21,8 @@ from pulsartasks.options import Mode, Start
 
 SAFETY_CHECK = 1.0
 """Seconds after which a consumer looks although nobody woke it, and dead processes are looked for."""
+QUICK = 0.02
+"""Seconds within which a batch must be used up for the next one to be twice as large."""
 _SCAN = 100
 """Messages that a reader takes from the log at once."""
 
@@ -104,7 +106,7 @@ class LocalBroker(Broker):
         for process, subscription_ids in news.items():
             if process == self.process:
                 self._wake_consumers(subscription_ids)
-            elif (presence := self._enter()) is not None:
+            elif (presence := self._presence or self._enter()) is not None:  # closing gives news too
                 presence.wake(process, subscription_ids)
 
     def _open(self, topics: dict[int, str], *, mode: Mode, prefetch: int) -> LocalConsumer:
@@ -167,6 +169,9 @@ class LocalConsumer(Consumer):
         """Subscriptions that may have something, in the order in which they are looked at."""
         self._due: dict[int, float] = {}
         """When each subscription's next delayed message is due."""
+        self._batch = 1
+        self._filled = 0.0
+        """When the last batch was taken, by the monotonic clock."""
         self._stopped = False
         self._closed = False
 
@@ -248,12 +253,19 @@ class LocalConsumer(Consumer):
             if due is None or due > now:
                 self._note_due(subscription_id, due)
                 continue
-            rows = self._store.take(subscription_id, self._id, mode=self._mode, now=now, limit=self._prefetch)
+            rows = self._store.take(subscription_id, self._id, mode=self._mode, now=now, limit=self._batch_size())
             if rows:
                 self._news[subscription_id] = None  # to the end of the line: there may be more
                 self._buffer.extend(self._delivery(subscription_id, row) for row in rows)
                 return
             self._due.pop(subscription_id, None)
+
+    def _batch_size(self) -> int:
+        """One message while tasks are long, so that other processes have work too; ever more while they are short."""
+        now = time.monotonic()
+        self._batch = min(self._prefetch, 2 * self._batch) if now - self._filled < QUICK else 1
+        self._filled = now
+        return self._batch
 
     def _note_due(self, subscription_id: int, due: float | None) -> None:
         if due is None:
