@@ -1,0 +1,360 @@
+"""What only the embedded broker promises: one file, many processes, woken not polled; and the same in memory."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pulsartasks import PulsarTasks
+from pulsartasks.brokers.base import Delivery, Subscription
+from pulsartasks.brokers.local import LocalBroker, open_broker
+from pulsartasks.brokers.local import broker as local
+from pulsartasks.errors import BrokerError, BrokerUnavailableError, ClosedError, ConfigurationError
+from pulsartasks.message import Publication
+from tests.services import CHECKOUT, wait_until
+
+TOPIC = "persistent://public/default/t"
+ONE = Subscription((TOPIC,), "s")
+
+Run = Callable[[str], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def broker(database: Path) -> Iterator[LocalBroker]:
+    broker = LocalBroker(database)
+    broker.declare(TOPIC, ["s"])
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def run(database: Path) -> Iterator[Run]:
+    """Runs a program in another process, with `broker` and `TOPIC` at hand."""
+    started: list[subprocess.Popen[bytes]] = []
+    beginning = f"""
+        import os, sys, time
+        from pathlib import Path
+        from pulsartasks.brokers.base import Subscription
+        from pulsartasks.brokers.local import LocalBroker
+        from pulsartasks.message import Publication
+        TOPIC = {TOPIC!r}
+        broker = LocalBroker(Path({str(database)!r}))
+    """
+
+    def start(program: str) -> subprocess.Popen[bytes]:
+        text = textwrap.dedent(beginning) + textwrap.dedent(program)
+        process = subprocess.Popen([sys.executable, "-c", text], cwd=CHECKOUT, stdout=subprocess.PIPE)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def said(process: subprocess.Popen[bytes]) -> str:
+    """The next line that the process prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().decode().strip()
+
+
+def publish(broker: LocalBroker, *values: str, topic: str = TOPIC) -> None:
+    for outcome in broker.publish_many([Publication(topic, value.encode()) for value in values]):
+        assert isinstance(outcome, str), outcome
+
+
+def received(delivery: Delivery | None) -> str | None:
+    return None if delivery is None else delivery.value.decode()
+
+
+def test_message_wakes_a_consumer_of_another_process_at_once(broker: LocalBroker, run: Run) -> None:
+    sender = run(
+        """
+        print("ready", flush=True)
+        for _ in range(20):
+            time.sleep(0.05)
+            broker.publish(Publication(TOPIC, repr(time.time()).encode()))
+        """
+    )
+    consumer = broker.subscribe(ONE)
+    assert said(sender) == "ready"
+
+    delays = []
+    for _ in range(20):
+        delivery = consumer.receive(30)
+        assert delivery is not None
+        delays.append(time.time() - float(delivery.value))
+
+    # The safety check alone would find them after half of its second.
+    assert statistics.median(delays) < local.SAFETY_CHECK / 5
+
+
+def test_news_that_was_lost_is_found_by_the_safety_check(
+    broker: LocalBroker, database: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = broker.subscribe(ONE)
+    deaf = LocalBroker(database)
+    monkeypatch.setattr(deaf, "notify", lambda news: None)
+
+    publish(deaf, "unheard")
+
+    assert received(consumer.receive(10 * local.SAFETY_CHECK)) == "unheard"
+    deaf.close()
+
+
+def test_what_a_killed_process_held_is_given_out_again(broker: LocalBroker, run: Run) -> None:
+    publish(broker, "a")
+    holder = run(
+        """
+        consumer = broker.subscribe(Subscription((TOPIC,), "s"))
+        print(consumer.receive(10).value.decode(), flush=True)
+        time.sleep(600)
+        """
+    )
+    assert said(holder) == "a"
+    consumer = broker.subscribe(ONE)
+    assert consumer.receive(0) is None
+
+    holder.send_signal(signal.SIGKILL)
+
+    assert received(consumer.receive(30)) == "a"
+
+
+def test_stopped_process_is_not_taken_for_dead(broker: LocalBroker, run: Run) -> None:
+    publish(broker, "a")
+    holder = run(
+        """
+        consumer = broker.subscribe(Subscription((TOPIC,), "s"))
+        print(consumer.receive(10).value.decode(), flush=True)
+        time.sleep(600)
+        """
+    )
+    assert said(holder) == "a"
+    consumer = broker.subscribe(ONE)
+
+    holder.send_signal(signal.SIGSTOP)
+
+    assert consumer.receive(3 * local.SAFETY_CHECK) is None
+
+
+def test_reader_of_a_killed_process_keeps_nothing(broker: LocalBroker, database: Path, run: Run) -> None:
+    reader = run(
+        """
+        reader = broker.read("persistent://public/default/tailed")
+        print("reading", flush=True)
+        time.sleep(600)
+        """
+    )
+    assert said(reader) == "reading"
+    assert _count(database, "subscriptions") == 2
+
+    reader.send_signal(signal.SIGKILL)
+    broker.subscribe(ONE)
+
+    wait_until(lambda: _count(database, "subscriptions") == 1, "the reader is still there")
+
+
+def test_many_processes_publish_and_nothing_is_lost_or_out_of_order(broker: LocalBroker, run: Run) -> None:
+    senders = [
+        run(
+            f"""
+            for number in range(100):
+                broker.publish(Publication(TOPIC, f"{name}{{number:03}}".encode()))
+            """
+        )
+        for name in "abc"
+    ]
+
+    consumer = broker.subscribe(ONE)
+    seen = [received(consumer.receive(30)) or "" for _ in range(300)]
+
+    assert [sender.wait(30) for sender in senders] == [0, 0, 0]
+    for name in "abc":
+        assert [value for value in seen if value.startswith(name)] == [f"{name}{number:03}" for number in range(100)]
+
+
+def test_published_message_survives_the_death_of_its_publisher(broker: LocalBroker, run: Run) -> None:
+    publisher = run(
+        """
+        broker.publish(Publication(TOPIC, b"last words"))
+        os.kill(os.getpid(), 9)
+        """
+    )
+    assert publisher.wait(30) == -9
+
+    assert received(broker.subscribe(ONE).receive(10)) == "last words"
+
+
+def test_files_of_processes_that_ended_are_removed(broker: LocalBroker, database: Path, run: Run) -> None:
+    process = run("broker.subscribe(Subscription((TOPIC,), 's')); print('there', flush=True); time.sleep(600)")
+    assert said(process) == "there"
+    folder = database.with_name(database.name + "-processes")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    broker.subscribe(ONE)
+
+    assert sorted(path.suffix for path in folder.iterdir()) == [".lock", ".sock"]
+    broker.close()
+    assert list(folder.iterdir()) == []
+
+
+def test_path_too_long_for_a_socket_works_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    path = tmp_path / ("long" * 40) / "broker.db"
+    one, other = LocalBroker(path), LocalBroker(path)
+    one.declare(TOPIC, ["s"])
+    consumer = one.subscribe(ONE)
+
+    publish(other, "a")
+
+    assert received(consumer.receive(30)) == "a"
+    one.close()
+    other.close()
+
+
+def test_forked_child_opens_a_connection_of_its_own(database: Path) -> None:
+    program = f"""
+        import os, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from pulsartasks import PulsarTasks
+        app = PulsarTasks("forking", "local://{database}")
+        @app.task
+        def note(text: str) -> None: ...
+        note.delay("parent")
+        child = os.fork()
+        note.delay("child" if child == 0 else "parent again")
+        if child:
+            _, status = os.waitpid(child, 0)
+            raise SystemExit(os.waitstatus_to_exitcode(status))
+    """
+
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=CHECKOUT, check=True, timeout=60)
+
+    assert _count(database, "messages") == 3
+
+
+def test_closed_broker_says_so(database: Path) -> None:
+    broker = LocalBroker(database)
+    broker.declare(TOPIC, ["s"])
+    consumer, reader = broker.subscribe(ONE), broker.read(TOPIC)
+    waiting: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            consumer.receive(30)
+        except ClosedError as error:
+            waiting.append(error)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+
+    broker.close()
+    broker.close()
+
+    waiter.join(10)
+    assert len(waiting) == 1
+    for use in (
+        lambda: consumer.receive(0),
+        lambda: reader.receive(0),
+        lambda: broker.publish(Publication(TOPIC, b"")),
+        lambda: broker.subscribe(ONE),
+        lambda: broker.declare(TOPIC, []),
+    ):
+        with pytest.raises(ClosedError):
+            use()
+    consumer.close()
+    reader.close()
+
+
+@pytest.mark.parametrize("url", ["memory://", "local://{database}", "local://{database}?sync=full"])
+def test_url_says_where_and_how(url: str, database: Path) -> None:
+    broker = open_broker(url.format(database=database))
+    broker.declare(TOPIC, ["s"])
+    consumer = broker.subscribe(ONE)
+
+    broker.publish(Publication(TOPIC, b"a"))
+
+    assert received(consumer.receive(10)) == "a"
+    assert database.exists() is url.startswith("local")
+    broker.close()
+
+
+def test_local_without_a_path_is_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    broker = open_broker("local://")
+    broker.declare(TOPIC, ["s"])
+    broker.close()
+
+    assert (tmp_path / ".pulsartasks" / "broker.db").is_file()
+
+
+@pytest.mark.parametrize("url", ["local://relative/broker.db", "local:///tmp/x.db?sink=full", "memory://?sync=maybe"])
+def test_wrong_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="broker"):
+        open_broker(url)
+
+
+def test_two_brokers_in_memory_have_nothing_in_common() -> None:
+    one, other = open_broker("memory://"), open_broker("memory://")
+    for broker in (one, other):
+        broker.declare(TOPIC, ["s"])
+
+    one.publish(Publication(TOPIC, b"a"))
+
+    assert other.subscribe(ONE).receive(0.1) is None
+    one.close()
+    other.close()
+
+
+def test_file_that_is_no_database_is_a_clear_error(database: Path) -> None:
+    database.write_bytes(b"no database, but as long as the header of one would have to be " * 20)
+    app = PulsarTasks("shop", f"local://{database}")
+
+    @app.task
+    def note() -> None:
+        """Does nothing."""
+
+    with pytest.raises(BrokerError, match="damaged or no database"):
+        note.delay()
+
+
+def test_database_that_is_locked_for_long_is_a_clear_error(
+    broker: LocalBroker, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = LocalBroker(database)
+    impatient.store._sql.execute("PRAGMA busy_timeout = 100")
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(BrokerUnavailableError, match="locked"):
+            impatient.publish(Publication(TOPIC, b"a"))
+
+    assert isinstance(impatient.publish(Publication(TOPIC, b"b")), str)
+    impatient.close()
+
+
+def test_folder_that_cannot_be_made_is_a_clear_error() -> None:
+    with pytest.raises(BrokerUnavailableError, match="cannot be made"):
+        open_broker("local:///dev/null/here/broker.db")
+
+
+def _count(database: Path, table: str) -> int:
+    with closing(sqlite3.connect(database, timeout=30)) as sql:
+        [number] = sql.execute(f"SELECT count(*) FROM {table}").fetchone()
+    return int(number)

@@ -1,0 +1,182 @@
+"""Results on a topic: how long they are kept, what is trimmed, and what is heard of twice or never."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pulsartasks.brokers.local import LocalBroker
+from pulsartasks.errors import TaskError
+from pulsartasks.message import Publication, new_task_id
+from pulsartasks.results import topic as results
+from pulsartasks.results.base import RemoteError, Result
+from pulsartasks.results.topic import TopicResults
+from tests.services import wait_until
+
+TOPIC = "persistent://public/default/shop.results"
+
+
+@pytest.fixture
+def broker(database: Path) -> Iterator[LocalBroker]:
+    broker = LocalBroker(database)
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def caller(broker: LocalBroker) -> Iterator[TopicResults]:
+    store = TopicResults(broker, topic=TOPIC)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def worker(database: Path) -> Iterator[TopicResults]:
+    """The store of another process."""
+    broker = LocalBroker(database)
+    store = TopicResults(broker, topic=TOPIC)
+    yield store
+    store.close()
+    broker.close()
+
+
+def result(task_id: str, value: object = None) -> Result:
+    return Result(id=task_id, task="add", state="SUCCESS", value=msgspec.Raw(msgspec.json.encode(value)))
+
+
+def test_result_is_pushed_to_its_caller_alone(caller: TopicResults, worker: TopicResults) -> None:
+    task_id = new_task_id()
+    found: list[Result | None] = []
+    waiter = threading.Thread(target=lambda: found.append(caller.wait(task_id, 30, pushed=True)))
+    waiter.start()
+
+    worker.store(result(task_id, 5), reply_to=caller.reply_to)
+    waiter.join(30)
+
+    assert [one.value for one in found if one is not None] == [msgspec.Raw(b"5")]
+    assert caller.reply_to.startswith("non-persistent://")
+    assert caller.reply_to != worker.reply_to
+
+
+def test_result_whose_push_was_lost_is_found_before_the_timeout(caller: TopicResults, worker: TopicResults) -> None:
+    assert caller.wait(new_task_id(), 0, pushed=True) is None  # it listens now
+    task_id = new_task_id()
+
+    worker.store(result(task_id), reply_to=None)
+
+    assert caller.wait(task_id, 0.1, pushed=True) is not None
+
+
+def test_wait_for_a_call_made_elsewhere_follows_what_is_kept(caller: TopicResults, worker: TopicResults) -> None:
+    task_id = new_task_id()
+    found: list[Result | None] = []
+    waiter = threading.Thread(target=lambda: found.append(caller.wait(task_id, 30, pushed=False)))
+    waiter.start()
+    worker.store(result(new_task_id()), reply_to=None)
+
+    worker.store(result(task_id), reply_to=None)
+    waiter.join(30)
+
+    assert [one.id for one in found if one is not None] == [task_id]
+
+
+def test_last_result_of_an_id_that_ran_twice_does_not_confuse(caller: TopicResults, worker: TopicResults) -> None:
+    task_id = new_task_id()
+    for value in (1, 2):
+        worker.store(result(task_id, value), reply_to=caller.reply_to)
+
+    found = caller.find(task_id)
+
+    assert found is not None
+    assert found.id == task_id
+
+
+def test_expired_results_are_let_go_of_and_others_kept(broker: LocalBroker) -> None:
+    store = TopicResults(broker, topic=TOPIC, expires=0.5)
+    old, young = new_task_id(), new_task_id()
+    store.store(result(old), reply_to=None)
+    border = time.time() + 0.6
+    wait_until(lambda: time.time() > border, "time stood still")
+    store.store(result(young), reply_to=None)
+
+    store.expire()
+
+    kept = broker.store.scan(TOPIC, after=0, limit=10)
+    assert [row.key for row in kept] == [young]
+    assert store.find(young) is not None
+    store.close()
+
+
+def test_unasked_results_are_remembered_within_a_bound(
+    caller: TopicResults, worker: TopicResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "REMEMBERED", 3)
+    caller.wait(new_task_id(), 0, pushed=True)
+    ids = [new_task_id() for _ in range(5)]
+
+    for task_id in ids:
+        worker.store(result(task_id), reply_to=caller.reply_to)
+
+    assert all(caller.wait(task_id, 30, pushed=True) for task_id in ids)
+    assert len(caller._inbox._arrived) <= 3
+
+
+def test_nonsense_on_the_reply_topic_is_no_harm(
+    broker: LocalBroker, caller: TopicResults, worker: TopicResults
+) -> None:
+    caller.wait(new_task_id(), 0, pushed=True)
+    broker.publish(Publication(caller.reply_to, b"nonsense"))
+    task_id = new_task_id()
+
+    worker.store(result(task_id), reply_to=caller.reply_to)
+
+    assert caller.wait(task_id, 30, pushed=True) is not None
+
+
+def test_closed_store_stops_listening(broker: LocalBroker) -> None:
+    store = TopicResults(broker, topic=TOPIC)
+    store.wait(new_task_id(), 0, pushed=True)
+
+    store.close()
+    store.close()
+
+    wait_until(
+        lambda: all(thread.name != "pulsartasks-results" for thread in threading.enumerate()), "it still listens"
+    )
+
+
+class KnownError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "restored"),
+    [
+        (KnownError("why", 3), KnownError("why", 3)),
+        (ValueError(), ValueError()),
+        (KeyError("k"), KeyError("k")),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), None),
+        (SystemExit(3), TaskError("SystemExit: 3")),
+        (KeyboardInterrupt(), TaskError("KeyboardInterrupt: ")),
+    ],
+)
+def test_exception_travels_as_data(error: BaseException, restored: Exception | None) -> None:
+    sent = msgspec.json.decode(msgspec.json.encode(RemoteError.capture(error)), type=RemoteError)
+
+    found = sent.restore()
+
+    if restored is not None:
+        assert (type(found), found.args) == (type(restored), restored.args)
+    assert isinstance(found, Exception)
+
+
+@pytest.mark.parametrize("kind", ["os:system", "builtins:print", "subprocess:Popen", "no.such.module:Error", "", "x"])
+def test_result_never_chooses_what_code_runs(kind: str) -> None:
+    found = RemoteError(type=kind, message="boo", arguments=["echo hacked"], traceback="").restore()
+
+    assert isinstance(found, TaskError)
