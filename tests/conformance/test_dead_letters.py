@@ -229,10 +229,11 @@ def test_no_dead_letter_is_kept_where_none_is_wanted(app: PulsarTasks, start_wor
 
     start_worker(app)
 
-    with capture_logs() as logs, pytest.raises(ValueError, match="gone"):
-        fail.delay().get(timeout=30)
+    with capture_logs() as logs:
+        with pytest.raises(ValueError, match="gone"):
+            fail.delay().get(timeout=30)
+        wait_until(lambda: any(entry["event"] == "message.died" for entry in logs), "it was not logged")
     assert fail.topics.dead_letter is None
-    wait_until(lambda: any(entry["event"] == "message.died" for entry in logs), "it was not logged")
     with pytest.raises(ConfigurationError, match="dead_letter=False"):
         DeadLetters(app, fail)
 
