@@ -8,10 +8,10 @@ export class RequestError extends Error {
 
 const token = () => document.querySelector('meta[name="csrf-token"]');
 
-export async function post(url, body, retry = true) {
+export async function post(url, body, { retry = true, keepalive = false } = {}) {
   let response;
   try {
-    response = await fetch(url, { method: "POST", body, headers: { Accept: "application/json", "X-CSRFToken": token().content } });
+    response = await fetch(url, { method: "POST", body, headers: { Accept: "application/json", "X-CSRFToken": token().content }, keepalive });
   } catch {
     throw new RequestError("BabbleBox cannot be reached. Nothing is lost: it is still here.");
   }
@@ -19,7 +19,7 @@ export async function post(url, body, retry = true) {
   const problem = await response.json().catch(() => ({}));
   if (problem.code === "stale-page" && retry) {
     await renewToken();
-    return post(url, body, false);
+    return post(url, body, { retry: false, keepalive });
   }
   throw new RequestError(problem.error ?? `It did not work (error ${response.status}).`, response.status);
 }

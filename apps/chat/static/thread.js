@@ -48,7 +48,7 @@ export function startThread(element) {
     read = last;
     const form = new FormData();
     form.set("number", last);
-    post(element.dataset.readUrl, form).catch(() => { read = 0; });
+    post(element.dataset.readUrl, form, { keepalive: true }).catch(() => { read = 0; });
   }
 
   async function tryAgain(button) {

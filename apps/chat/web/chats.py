@@ -47,19 +47,25 @@ def create() -> ResponseReturnValue:
 @blueprint.get("/chats/<chat_id>")
 @sign_in_required
 def show(chat_id: str) -> ResponseReturnValue:
+    """The thread. Whoever is shown its end has read it, however soon they leave."""
     member = my_membership(chat_id)
     with services().database.reading() as db:
         messages, older = page_of(db, chat_id)
-        return render_template(
-            "thread.html",
-            chat=member.chat,
-            title=title_for(member.chat, me().id),
-            messages=messages,
-            older=older,
-            read_number=member.read_number,
-            chats=chat_list(db, me().id),
-            active=chat_id,
-        )
+        chats = chat_list(db, me().id)
+    last = messages[-1].number if messages else 0
+    if last > member.read_number:
+        with services().database.writing() as db:
+            threads.mark_read(db, member, last)
+    return render_template(
+        "thread.html",
+        chat=member.chat,
+        title=title_for(member.chat, me().id),
+        messages=messages,
+        older=older,
+        read_number=last,
+        chats=chats,
+        active=chat_id,
+    )
 
 
 @blueprint.post("/chats/<chat_id>/members")

@@ -114,6 +114,16 @@ def test_what_was_read_is_unread_no_more_and_reading_never_goes_back(person: Mak
     assert 'class="badge">1<' in grace.get("/chats").text
 
 
+def test_whoever_is_shown_the_thread_has_read_it(person: MakePerson) -> None:
+    ada, grace = person("Ada"), person("Grace")
+    chat = ada.new_chat(friend="Grace")
+    ada.send(chat, audio=tone())
+
+    grace.get(f"/chats/{chat}")
+
+    assert "badge" not in grace.get("/chats").text
+
+
 def test_nobody_has_read_what_does_not_exist_yet(person: MakePerson) -> None:
     ada, grace = person("Ada"), person("Grace")
     chat = ada.new_chat(friend="Grace")

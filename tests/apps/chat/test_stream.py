@@ -195,7 +195,9 @@ def test_versions_are_seen_in_their_order_though_findings_come_at_once(
     for writer in writers:
         writer.start()
     seen, finished = 0, set[str]()
-    while len(finished) < len(ids):
+    writing = True
+    while writing:
+        writing = any(writer.is_alive() for writer in writers)  # before the look: the last one sees everything
         with services.database.reading() as db:
             news = db.scalars(
                 sa.select(Message).where(Message.chat_id == chat, Message.version > seen).order_by(Message.version)
@@ -204,8 +206,6 @@ def test_versions_are_seen_in_their_order_though_findings_come_at_once(
             seen = message.version
             if message.transcript_state == "ok":
                 finished.add(message.id)
-        if not news and not any(writer.is_alive() for writer in writers):
-            break
     for writer in writers:
         writer.join()
 
