@@ -83,7 +83,7 @@ def _sync(profile: str) -> None:
     say(f"Setting up {VENV.name} with Python {_python_version()} ({profile}) ...")
     if torch and sys.platform == "linux" and not downloaded.exists():
         say(f"openai-whisper brings torch: up to {GPU_LIBRARIES} are downloaded, once, to {cache_folder()}.")
-        say("`make run ENGINE=faster` uses faster-whisper instead and downloads 150 MB.")
+        say("`make run ENGINE=faster` uses faster-whisper instead and downloads 0.2 GB.")
     STAMP.unlink(missing_ok=True)
     if _venv_version() != _python_version():
         uv("venv", "-q", "--clear", "--python", _base_python(), VENV)
