@@ -401,6 +401,34 @@ def test_message_with_lying_headers_stops_nobody(app: PulsarTasks, start_worker:
     record.wait_for_labels(*map(str, range(len(lies))))
 
 
+def test_dead_letter_of_a_direct_call_reaches_the_handler_and_keeps_the_calls_own_result(
+    app: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    happened = app.topic("happened", schema=Order, key=lambda o: o.customer, subscriptions=("work",))
+    dead = happened.dead_letters("work", subscriptions=("chat",))
+
+    @app.task(topic=happened, subscription="work")
+    def work(order: Order) -> None:
+        raise OSError("no way")
+
+    @app.task(topic=dead, subscription="chat", autoretry_for=(KeyError,), max_retries=1, default_retry_delay=0.0)
+    def tell(order: Order) -> str:
+        with record.attempt(order.customer):
+            if len(record.runs()) == 1:
+                raise KeyError("not yet")
+        return "told"
+
+    start_worker(app)
+
+    call = work.delay(Order("Ada", 3))
+
+    record.wait_for(2)
+    with pytest.raises(OSError, match="no way"):
+        call.get(timeout=30)
+    with pytest.raises(OSError, match="no way"):
+        work.result(call.id).get(timeout=30)
+
+
 def test_dead_letters_can_be_handled_by_a_task_with_retries_of_its_own(
     app: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:

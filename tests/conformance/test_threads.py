@@ -1,0 +1,71 @@
+"""What waits for what: each promise needs two messages that run at the same instant, or one that must not wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from pulsartasks import PulsarTasks
+from pulsartasks.options import Mode
+from tests.conformance.conftest import Workers
+
+PATIENCE = 30.0
+
+
+def test_tasks_with_their_own_concurrency_do_not_wait_for_each_other(app: PulsarTasks, start_worker: Workers) -> None:
+    both = threading.Barrier(2)
+
+    @app.task(concurrency=1)
+    def left() -> int:
+        return both.wait(PATIENCE)
+
+    @app.task(concurrency=1)
+    def right() -> int:
+        return both.wait(PATIENCE)
+
+    start_worker(app)
+
+    results = [left.delay(), right.delay()]
+
+    assert {result.get(timeout=PATIENCE) for result in results} == {0, 1}
+
+
+@pytest.mark.parametrize("mode", ["failover", "exclusive"])
+def test_ordered_topics_do_not_wait_for_each_other(app: PulsarTasks, start_worker: Workers, mode: Mode) -> None:
+    both = threading.Barrier(2)
+
+    @app.task(mode=mode)
+    def left() -> int:
+        return both.wait(PATIENCE)
+
+    @app.task(mode=mode)
+    def right() -> int:
+        return both.wait(PATIENCE)
+
+    start_worker(app)
+
+    results = [left.delay(), right.delay()]
+
+    assert {result.get(timeout=PATIENCE) for result in results} == {0, 1}
+
+
+def test_concurrency_of_a_task_is_kept_beside_that_of_the_worker(app: PulsarTasks, start_worker: Workers) -> None:
+    running: list[int] = []
+    most: list[int] = []
+
+    @app.task(concurrency=2)
+    def two_at_once(number: int) -> None:
+        running.append(number)
+        most.append(len(running))
+        time.sleep(0.02)  # long enough for a third to show
+        running.remove(number)
+
+    start_worker(app)
+
+    results = [two_at_once.delay(number) for number in range(20)]
+
+    for result in results:
+        result.get(timeout=PATIENCE)
+    assert max(most) <= 2
