@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from pulsartasks import PulsarTasks
+from pulsartasks import PulsarTasks, dead_letters
 from pulsartasks.worker.worker import Worker
 from tests.conformance import tasks
 from tests.conformance.processes import WorkerProcess
@@ -106,6 +106,13 @@ def broker(request: pytest.FixtureRequest) -> Iterator[BrokerUnderTest]:
         # Not pytest's folder: the path of a Unix socket beside the database must be short.
         with tempfile.TemporaryDirectory(prefix="pt-") as folder:
             yield Local(Path(folder))
+
+
+@pytest.fixture(autouse=True)
+def _quick_end_of_topic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody needs to wait for further dead letters where all are in the same file."""
+    if "broker" in request.fixturenames and request.getfixturevalue("broker").name == "local":
+        monkeypatch.setattr(dead_letters, "END_OF_TOPIC", 0.05)
 
 
 @pytest.fixture
