@@ -75,7 +75,7 @@ class TaskOptions:
     dead_letter: bool | str = True
     """True: ``<topic>-<subscription>-DLQ``; a name: that topic; False: what is given up is dropped (and logged)."""
     concurrency: int | None = None
-    """Messages of this task run at once in a process, on threads of their own; default: it shares the worker's ``-c``."""
+    """Messages of this task run at once in a process, on its own threads; default: it shares the worker's ``-c``."""
     prefetch: int | None = None
     """Messages that wait in the process beyond those running; default: max(2 x concurrency, 16)."""
     ignore_result: bool = False
