@@ -25,6 +25,8 @@ CLOCK_SKEW = 10.0
 """Seconds by which the caller's clock may run ahead of the broker's without a look-up missing the result."""
 LOOK_AGAIN = 30.0
 """Seconds after which a wait looks at what is kept, in case a push was lost."""
+LISTEN_AGAIN = 1.0
+"""Seconds after which listening is tried again that the broker did not allow."""
 REMEMBERED = 10_000
 """Results that were pushed here and not asked for yet."""
 
@@ -125,7 +127,8 @@ class _Inbox:
         self._waiters: dict[str, _Waiter] = {}
         self._arrived: OrderedDict[str, Result] = OrderedDict()
         self._reader: Reader | None = None
-        self._listening_since = float("inf")
+        self._complete_since = float("inf")
+        """Of calls made since this instant no result was missed: it began to listen then, or had to forget one."""
 
     def expect(self, task_id: str) -> _Waiter:
         with self._lock:
@@ -134,7 +137,7 @@ class _Inbox:
             known = self._arrived.pop(task_id, None)
             waiter = self._waiters.get(task_id)
             if waiter is None:
-                missed = made is None or made <= self._listening_since
+                missed = made is None or made <= self._complete_since
                 waiter = self._waiters[task_id] = _Waiter(may_have_missed=missed and known is None, result=known)
             return waiter
 
@@ -151,7 +154,7 @@ class _Inbox:
     def _listen(self) -> None:
         if self._reader is None:
             self._reader = self._broker.read(self.topic)
-            self._listening_since = time.time()
+            self._complete_since = time.time()
             threading.Thread(
                 target=self._dispatch, args=[self._reader], name="pulsartasks-results", daemon=True
             ).start()
@@ -162,6 +165,12 @@ class _Inbox:
                 delivery = reader.receive(1.0)
             except ClosedError:
                 return
+            except PulsarTasksError as error:  # what is pushed meanwhile is missed, so who waits must look
+                _log.warning("results.unheard", error=str(error))
+                self._complete_since = float("inf")
+                time.sleep(LISTEN_AGAIN)
+                self._complete_since = time.time()
+                continue
             if delivery is not None:
                 self._arrive(delivery.value)
 
@@ -177,6 +186,7 @@ class _Inbox:
                 self._arrived[result.id] = result
                 if len(self._arrived) > REMEMBERED:
                     self._arrived.popitem(last=False)
+                    self._complete_since = time.time()
                 return
             waiter.result = result
         waiter.arrived.set()

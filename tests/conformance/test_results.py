@@ -95,6 +95,8 @@ def test_waiting_is_woken_by_the_push_not_by_looking(
     release.set()
     wait.delay().get(timeout=30)  # from now on this process listens
     release.clear()
+    listening = time.time() + 0.01  # an id tells its instant by the millisecond
+    wait_until(lambda: time.time() > listening, "time stood still")
     result = wait.delay()
     monkeypatch.setattr(results.TopicResults, "find", lambda *_: pytest.fail("it looked"))
     threading.Timer(0.3, release.set).start()

@@ -10,8 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pulsartasks.brokers.base import Delivery
 from pulsartasks.brokers.local import LocalBroker
-from pulsartasks.errors import TaskError
+from pulsartasks.brokers.local.broker import LocalReader
+from pulsartasks.errors import BrokerUnavailableError, TaskError
 from pulsartasks.message import Publication, new_task_id
 from pulsartasks.results import topic as results
 from pulsartasks.results.base import RemoteError, Result
@@ -136,6 +138,29 @@ def test_nonsense_on_the_reply_topic_is_no_harm(
     worker.store(result(task_id), reply_to=caller.reply_to)
 
     assert caller.wait(task_id, 30, pushed=True) is not None
+
+
+def test_broker_that_fails_for_a_moment_does_not_end_the_listening(
+    caller: TopicResults, worker: TopicResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "LISTEN_AGAIN", 0.0)
+    caller.wait(new_task_id(), 0, pushed=True)
+    failed = threading.Event()
+    receive = LocalReader.receive
+
+    def fail_once(self: LocalReader, timeout: float) -> Delivery | None:
+        if failed.is_set():
+            return receive(self, timeout)
+        failed.set()
+        raise BrokerUnavailableError("away for a moment")
+
+    monkeypatch.setattr(LocalReader, "receive", fail_once)
+    assert failed.wait(30)
+    task_id = new_task_id()
+
+    worker.store(result(task_id), reply_to=caller.reply_to)
+
+    assert caller.wait(task_id, 20, pushed=True) is not None  # by a push, since it looks only after LOOK_AGAIN
 
 
 def test_closed_store_stops_listening(broker: LocalBroker) -> None:
