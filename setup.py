@@ -10,10 +10,12 @@ EXTRAS = {
     "chat": [
         "alembic>=1.14",
         "argon2-cffi>=23.1",
+        "av>=14",  # the page says at once that a file is no recording
         "flask>=3.1",
         "flask-limiter>=3.12",
         "flask-wtf>=1.2.2",
         "gunicorn>=23",
+        "numpy>=1.26",
         "psycopg[binary]>=3.2",
         "sqlalchemy>=2.0.40",
     ],

@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from apps.chat.database import Database
@@ -217,25 +218,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until Ctrl-C; 1 if something is in the way."""
     parser = argparse.ArgumentParser(prog="python -m apps.run", description=__doc__.partition("\n")[0])
     parser.add_argument("--state", type=Path, default=Path(".babblebox"), help="folder of everything that is kept")
+    parser.add_argument("--host", default=os.environ.get("HOST") or LOOPBACK, help="an address of this machine alone")
     parser.add_argument("--port", type=int, default=int(os.environ.get("PORT") or 8000))
     options = parser.parse_args(arguments)
     try:
-        return _run(options.state.resolve(), options.port)
+        return _run(options.state.resolve(), _own(options.host), options.port)
     except CannotRunError as error:
         say(f"BabbleBox cannot run: {error}")
         return 1
 
 
-def _run(state: Path, port: int) -> int:
+def _run(state: Path, host: str, port: int) -> int:
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (state / "lock").open("w") as lock:
         _take(lock.fileno(), state)
-        _check_port(port)
+        _check_port(host, port)
         env = environment(state, os.environ)
         settings = Settings.from_environ(env)
         database = Database(settings.database_url)
         migrate(database)
-        box = BabbleBox(_parts(port), env)
+        box = BabbleBox(_parts(host, port), env)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, box.ask_to_stop)
         say(_introduction(env))
@@ -244,7 +246,7 @@ def _run(state: Path, port: int) -> int:
             if not box.stopping:
                 if settings.demo:
                     seed(database, open_blob_store(settings.blob_store))
-                say(f"BabbleBox is ready: http://{LOOPBACK}:{port}")
+                say(f"BabbleBox is ready: http://{host}:{port}")
             box.watch()
         finally:
             say("Stopping...")
@@ -295,28 +297,42 @@ def _take(lock: int, state: Path) -> None:
         raise CannotRunError(f"it runs already, with the state in {state}") from None
 
 
-def _check_port(port: int) -> None:
+def _own(host: str) -> str:
+    """`host`, if only this machine can reach it: there is no TLS here, and demo users need no password."""
+    try:
+        own = host == "localhost" or IPv4Address(host).is_loopback
+    except ValueError:
+        own = False
+    if not own:
+        raise CannotRunError(
+            f"{host} can be reached by others, and this way of running is for one machine; use {LOOPBACK}. "
+            'For others, run gunicorn "apps.chat.wsgi:serve()" behind a proxy that speaks TLS'
+        )
+    return host
+
+
+def _check_port(host: str, port: int) -> None:
     with socket.socket() as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            candidate.bind((LOOPBACK, port))
+            candidate.bind((host, port))
         except (OSError, OverflowError) as error:
             raise CannotRunError(
                 f"port {port} cannot be had ({error}). Choose another one: make run PORT={port % 60_000 + 1}"
             ) from None
 
 
-def _parts(port: int) -> list[Part]:
+def _parts(host: str, port: int) -> list[Part]:
     python = [sys.executable, "-m"]
     gunicorn = [*python, "gunicorn", "--worker-class=gthread", "--workers=1", f"--threads={WEB_THREADS}"]
     gunicorn += [
-        f"--bind={LOOPBACK}:{port}",
+        f"--bind={host}:{port}",
         "--graceful-timeout=2",
         "--log-level=warning",
         "apps.chat.wsgi:serve()",
     ]
     parts = [
-        Part("web", gunicorn, address=f"http://{LOOPBACK}:{port}/healthz"),
+        Part("web", gunicorn, address=f"http://{host}:{port}/healthz"),
         Part("relay", [*python, "apps.chat.relay"]),
     ]
     for name, threads in WORKERS.items():

@@ -66,6 +66,17 @@ def test_taken_port_is_told_with_the_way_out(tmp_path: Path, capsys: pytest.Capt
     assert "make run PORT=" in said
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "example.org"])
+def test_address_that_others_can_reach_is_refused(
+    host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main(["--state", str(tmp_path), "--host", host]) == 1
+
+    said = capsys.readouterr().out
+    assert f"{host} can be reached by others" in said
+    assert "gunicorn" in said
+
+
 def test_part_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "RESTART_DELAY", 0.0)
     starts = tmp_path / "starts"
