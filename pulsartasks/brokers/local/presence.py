@@ -28,7 +28,7 @@ class Presence:
         self.process = uuid4().hex
         self._folder = _folder(database)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(self._path("sock")))
+        self._bind()
         # Locked under another name first: nobody may see it unlocked and take this process for dead.
         unborn = self._path("new")
         self._lock = os.open(unborn, os.O_CREAT | os.O_RDWR, 0o600)
@@ -62,6 +62,17 @@ class Presence:
         for kind in ("sock", "lock"):
             self._path(kind).unlink(missing_ok=True)
         os.close(self._lock)
+        with contextlib.suppress(OSError):  # others are there
+            self._folder.rmdir()
+
+    def _bind(self) -> None:
+        while True:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                self._socket.bind(str(self._path("sock")))
+            except FileNotFoundError:  # the last to leave took the folder along at this very moment
+                continue
+            return
 
     def _path(self, kind: str) -> Path:
         return self._folder / f"{self.process}.{kind}"
@@ -73,7 +84,6 @@ def _folder(database: Path) -> Path:
         # A socket's path is short; the folder goes where there is room, still one for each database and user.
         digest = hashlib.sha256(os.fsencode(database.resolve())).hexdigest()[:16]
         folder = Path(tempfile.gettempdir(), f"pulsartasks-{os.getuid()}-{digest}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
