@@ -67,12 +67,12 @@ class TopicResults(ResultStore):
         waiter = self._inbox.expect(task_id)
         try:
             if waiter.result is None and waiter.may_have_missed:
-                waiter.result = self.find(task_id)
+                waiter.found(self.find(task_id))
             while waiter.result is None and time.monotonic() < until:
                 # The push is only a hint, and a reconnect may have swallowed it: look again now and then, and at the
                 # end.
-                if not waiter.arrived.wait(min(LOOK_AGAIN, until - time.monotonic())):
-                    waiter.result = self.find(task_id)
+                if not waiter.arrived.wait(max(0.0, min(LOOK_AGAIN, until - time.monotonic()))):
+                    waiter.found(self.find(task_id))
             return waiter.result
         finally:
             self._inbox.forget(task_id)
@@ -108,13 +108,19 @@ class TopicResults(ResultStore):
 
 
 class _Waiter:
-    """One `get()` in progress."""
+    """The `get()` of one result in progress, by one or more threads."""
 
     def __init__(self, *, may_have_missed: bool, result: Result | None) -> None:
         self.arrived = threading.Event()
         self.may_have_missed = may_have_missed
         """The result may have been pushed before this process listened."""
         self.result = result
+        self.threads = 0
+
+    def found(self, result: Result | None) -> None:
+        """Take what a look-up gave; if that is nothing, a result that was pushed while it looked stays."""
+        if result is not None:
+            self.result = result
 
 
 class _Inbox:
@@ -139,11 +145,15 @@ class _Inbox:
             if waiter is None:
                 missed = made is None or made <= self._complete_since
                 waiter = self._waiters[task_id] = _Waiter(may_have_missed=missed and known is None, result=known)
+            waiter.threads += 1
             return waiter
 
     def forget(self, task_id: str) -> None:
         with self._lock:
-            self._waiters.pop(task_id, None)
+            waiter = self._waiters[task_id]
+            waiter.threads -= 1
+            if not waiter.threads:
+                del self._waiters[task_id]
 
     def close(self) -> None:
         with self._lock:

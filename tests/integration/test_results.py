@@ -74,6 +74,35 @@ def test_result_whose_push_was_lost_is_found_before_the_timeout(caller: TopicRes
     assert caller.wait(task_id, 0.1, pushed=True) is not None
 
 
+def test_result_pushed_during_a_look_that_finds_nothing_is_not_forgotten(
+    caller: TopicResults, worker: TopicResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = new_task_id()
+
+    def look(_: str) -> None:
+        worker.store(result(task_id, 5), reply_to=caller.reply_to)
+        wait_until(caller._inbox._waiters[task_id].arrived.is_set, "the result was not pushed")
+
+    monkeypatch.setattr(caller, "find", look)
+
+    assert caller.wait(task_id, 5, pushed=True) == result(task_id, 5)
+
+
+def test_wait_that_gives_up_leaves_the_others_of_the_same_result_waiting(
+    caller: TopicResults, worker: TopicResults
+) -> None:
+    task_id = new_task_id()
+    found: list[Result | None] = []
+    patient = threading.Thread(target=lambda: found.append(caller.wait(task_id, 20, pushed=True)))
+    patient.start()
+    assert caller.wait(task_id, 0.1, pushed=True) is None
+
+    worker.store(result(task_id, 5), reply_to=caller.reply_to)
+    patient.join(5)
+
+    assert found == [result(task_id, 5)]
+
+
 def test_wait_for_a_call_made_elsewhere_follows_what_is_kept(caller: TopicResults, worker: TopicResults) -> None:
     task_id = new_task_id()
     found: list[Result | None] = []

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from pulsartasks.brokers.local.store import Row, Store
-from pulsartasks.errors import BrokerError, ClosedError, ConfigurationError, SubscriptionBusyError
+from pulsartasks.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    ClosedError,
+    ConfigurationError,
+    SubscriptionBusyError,
+)
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode
 
@@ -254,6 +260,26 @@ def test_failed_transaction_leaves_nothing_behind(store: Store) -> None:
     assert count(store, "messages") == 0
     publish(store, "next")
     assert reading.take() == ["next"]
+
+
+def test_full_disk_is_named_and_leaves_no_topic_known_that_is_not_there(store: Store) -> None:
+    Reading(store)
+    store._sql.execute("PRAGMA max_page_count = 30")
+
+    with pytest.raises(BrokerUnavailableError, match="full"):
+        store.publish([Publication("another", b""), *[Publication(TOPIC, b"x" * 9_000)] * 20])
+
+    names = {name for (name,) in store._sql.execute("SELECT name FROM topics")}
+    assert names == {TOPIC}
+    assert set(store._topic_ids) <= names
+
+
+def test_instant_before_1970_is_due_at_once(store: Store) -> None:
+    reading = Reading(store)
+
+    publish(store, "long ago", due=-62_135_596_800.0)
+
+    assert reading.take() == ["long ago"]
 
 
 def test_closed_store_says_so(store: Store) -> None:

@@ -330,11 +330,12 @@ class Store:
             self._sql.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._sql.execute("COMMIT")
             except BaseException:
-                self._sql.execute("ROLLBACK")
                 self._topic_ids.clear()
+                if self._sql.in_transaction:  # SQLite has rolled back by itself if the disk is full, for one
+                    self._sql.execute("ROLLBACK")
                 raise
-            self._sql.execute("COMMIT")
 
     def _topic_id(self, name: str) -> int:
         if name not in self._topic_ids:
@@ -364,7 +365,8 @@ class Store:
         )
         self._sql.executemany(
             "INSERT INTO deliveries VALUES (?, ?, ?, ?, NULL)",
-            [(s, message_id, publication.key, publication.deliver_at or 0) for s in subscription_ids],
+            # An instant before 1970 is due at once, like any other that is past.
+            [(s, message_id, publication.key, max(0.0, publication.deliver_at or 0.0)) for s in subscription_ids],
         )
 
     def _settle_message(self, message_id: int) -> None:
