@@ -12,14 +12,14 @@ from tests.services import wait_until
 
 
 def test_message_runs_again_when_its_worker_was_killed(
-    acting: PulsarTasks, start_process: StartProcess, record: Record
+    acting: PulsarTasks, start_process: StartProcess, start_worker: Workers, record: Record
 ) -> None:
-    acting.tasks["shared"].delay("message", seconds=2.0)
+    acting.tasks["shared"].delay("message", seconds=1.0)
     worker = start_process("shared")
     record.wait_for_labels("message", ended=False)
 
     worker.kill()
-    start_process("shared")
+    start_worker(acting, topics=["shared"])
 
     killed, again = record.wait_for_labels("message")
     assert killed.ended is None
@@ -27,7 +27,7 @@ def test_message_runs_again_when_its_worker_was_killed(
 
 
 def test_no_message_is_lost_when_a_worker_is_killed_among_many(
-    acting: PulsarTasks, start_process: StartProcess, record: Record
+    acting: PulsarTasks, start_process: StartProcess, start_worker: Workers, record: Record
 ) -> None:
     labels = [f"message-{number}" for number in range(40)]
     worker = start_process("shared", "-c", "4")
@@ -36,14 +36,18 @@ def test_no_message_is_lost_when_a_worker_is_killed_among_many(
     record.wait_for(10)
 
     worker.kill()
-    start_process("shared", "-c", "8")
+    start_worker(acting, topics=["shared"])
 
     runs = record.wait_for_labels(*labels)
     assert sum(run.ended is None for run in runs) <= 4  # no more than ran
 
 
 def test_early_acknowledged_message_does_not_run_again_after_a_kill(
-    broker: BrokerUnderTest, acting: PulsarTasks, start_process: StartProcess, record: Record
+    broker: BrokerUnderTest,
+    acting: PulsarTasks,
+    start_process: StartProcess,
+    start_worker: Workers,
+    record: Record,
 ) -> None:
     early = acting.tasks["early"]
     early.delay("killed", "hang")
@@ -52,7 +56,7 @@ def test_early_acknowledged_message_does_not_run_again_after_a_kill(
     wait_until(lambda: broker.backlog(early.topics.work, early.subscription) == 0, "it was not acknowledged")
 
     worker.kill()
-    start_process("early")
+    start_worker(acting, topics=["early"])
     early.delay("next")
 
     record.wait_for_labels("next")

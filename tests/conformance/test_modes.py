@@ -92,13 +92,12 @@ def test_second_worker_of_an_exclusive_subscription_stands_by_and_takes_over(
 
 
 def test_exclusive_subscription_is_taken_over_when_its_worker_is_killed(
-    acting: PulsarTasks, start_process: StartProcess, record: Record
+    acting: PulsarTasks, start_process: StartProcess, start_worker: Workers, record: Record
 ) -> None:
     exclusive = acting.tasks["exclusive"]
     worker = start_process("exclusive").wait_until_ready()
-    stand_by = start_process("exclusive")
-    stand_by.wait_for_log("consumer.stood_by")
-    exclusive.delay("killed", seconds=3.0)
+    start_worker(acting, topics=["exclusive"])
+    exclusive.delay("killed", seconds=1.0)
     exclusive.delay("behind it")
     record.wait_for_labels("killed", ended=False)
 
@@ -191,16 +190,17 @@ def test_failover_worker_that_joins_does_not_disturb_the_one_that_runs(
 
 
 def test_failover_hands_over_when_its_worker_is_killed(
-    acting: PulsarTasks, start_process: StartProcess, record: Record
+    acting: PulsarTasks, start_process: StartProcess, start_worker: Workers, record: Record
 ) -> None:
     failover = acting.tasks["failover"]
-    workers = [start_process("failover").wait_until_ready() for _ in range(2)]
-    failover.delay("killed", seconds=2.0)
+    worker = start_process("failover").wait_until_ready()
+    start_worker(acting, topics=["failover"])
+    failover.delay("killed", seconds=1.0)
     failover.delay("behind it")
     [run] = record.wait_for_labels("killed", ended=False)
+    assert run.pid in worker.children()
 
-    [active] = [worker for worker in workers if run.pid in worker.children()]
-    active.kill()
+    worker.kill()
 
     runs = record.wait_for_labels("killed", "behind it")
     assert first_runs(runs) == ["killed", "behind it"]

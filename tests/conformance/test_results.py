@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
-from pulsartasks import PulsarTasks, PulsarTasksError, ResultTimeoutError, TaskError
+from pulsartasks import PulsarTasks, PulsarTasksError, ResultTimeoutError, TaskError, UnreadableMessageError
 from pulsartasks.message import TASK_ID, new_task_id
 from pulsartasks.results import topic as results
 from pulsartasks.results.base import Result
@@ -220,10 +221,26 @@ def test_result_that_cannot_be_sent_is_a_failure_that_says_so(
     def answer(what: str) -> object:
         return object() if what == "not data" else "x" * 6_000_000
 
+    with capture_logs() as logs:
+        start_worker(app)
+        with pytest.raises(PulsarTasksError, match=r"the result of answer\(\) cannot be sent as JSON|above the limit"):
+            answer.delay(what).get(timeout=30)
+        wait_until(lambda: any(entry["event"].startswith("message.") for entry in logs), "its end was not logged")
+
+    assert [entry["event"] for entry in logs if entry["event"].startswith("message.")] == ["message.died"]
+
+
+def test_result_against_its_annotation_is_refused_by_who_reads_it(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def count() -> int:
+        return "seven"  # type: ignore[return-value]
+
     start_worker(app)
 
-    with pytest.raises(PulsarTasksError, match=r"cannot be sent as JSON|above the limit"):
-        answer.delay(what).get(timeout=30)
+    with pytest.raises(
+        UnreadableMessageError, match=r"count ended well, but what it returned is not .* Expected `int`"
+    ):
+        count.delay().get(timeout=30)
 
 
 def test_ignored_result_says_so(app: PulsarTasks, start_worker: Workers, record: Record) -> None:

@@ -163,7 +163,11 @@ def test_retry_of_one_subscription_is_not_seen_by_another(
 
 
 def test_retry_survives_the_death_of_all_workers(
-    broker: BrokerUnderTest, acting: PulsarTasks, start_process: StartProcess, record: Record
+    broker: BrokerUnderTest,
+    acting: PulsarTasks,
+    start_process: StartProcess,
+    start_worker: Workers,
+    record: Record,
 ) -> None:
     shared = acting.tasks["shared"]
     worker = start_process("shared")
@@ -172,7 +176,7 @@ def test_retry_survives_the_death_of_all_workers(
     wait_until(lambda: broker.backlog(shared.topics.work, shared.subscription) == 0, "the original is still there")
 
     worker.kill()
-    start_process("shared")
+    start_worker(acting, topics=["shared"])
 
     runs = record.wait_for(2)
     assert [run.attempt for run in runs] == [1, 2]

@@ -12,7 +12,7 @@ import pytest
 from pulsartasks import PulsarTasks, Tail, TaskContext
 from pulsartasks.errors import UnreadableMessageError
 from pulsartasks.message import Publication
-from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
+from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.conformance.records import Record
 
 
@@ -48,13 +48,13 @@ def test_each_of_two_subscriptions_gets_everything(app: PulsarTasks, start_worke
 
 
 def test_call_published_before_any_worker_ever_started_is_run(
-    acting: PulsarTasks, start_process: StartProcess, record: Record
+    acting: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:
     for number in range(3):
         acting.tasks["shared"].delay(f"early bird/{number}")
     acting.close()
 
-    start_process("shared")
+    start_worker(acting, topics=["shared"])
 
     record.wait_for(3)
 
