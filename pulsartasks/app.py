@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import threading
 from collections import defaultdict
@@ -101,6 +102,8 @@ class PulsarTasks:
             ConfigurationError: an option is unknown or wrong, the name is taken, or the topic cannot be used that way.
         """
         if function is not None:
+            if not callable(function):
+                raise ConfigurationError(f"@app.task({function!r}): its options have names; write name={function!r}")
             return self._add_task(function, options)
         return lambda function: self._add_task(function, options)
 
@@ -145,6 +148,10 @@ class PulsarTasks:
         """
         annotation = type_hints(factory).get("return")
         kind = (get_args(annotation) or (None,))[0] if get_origin(annotation) is not None else None
+        if not inspect.isgeneratorfunction(inspect.unwrap(factory)):
+            raise ConfigurationError(
+                f"resource {factory.__name__!r}: have it yield its value, once, where it now returns it"
+            )
         if not isinstance(kind, type):
             raise ConfigurationError(f"resource {factory.__name__!r}: annotate it with '-> Iterator[TheType]'")
         if kind in self._resources:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from pulsartasks.errors import PulsarTasksError, ResultTimeoutError
+from pulsartasks.errors import PulsarTasksError, ResultTimeoutError, UnreadableMessageError
 from pulsartasks.results.base import Result, ResultStore, State
 from pulsartasks.serializers import PayloadCodec
 
@@ -33,6 +33,7 @@ class AsyncResult(Generic[R]):
         Raises:
             ResultTimeoutError: nothing came within `timeout`; the task may still run.
             PulsarTasksError: the task keeps no results (``ignore_result=True``).
+            UnreadableMessageError: what the task returned does not fit its return annotation.
             Exception: what the task raised in its last attempt: of its own type where that is imported here, else
                 `TaskError`.
         """
@@ -40,11 +41,17 @@ class AsyncResult(Generic[R]):
             self._result = self._kept_results().wait(self.id, timeout, pushed=self._sent_here)
         if self._result is None:
             raise ResultTimeoutError(
-                f"no result of {self.task}[{self.id}] within {timeout:g} s; it may still be waiting or running"
+                f"no result of {self.task}[{self.id}] within {timeout:g} s; it may still be waiting or running. "
+                "Is there a worker, started in this folder or with this PULSARTASKS_BROKER?"
             )
         if self._result.error is not None:
             raise self._result.error.restore()
-        return self._codec.decode(self._result.value)
+        try:
+            return self._codec.decode(self._result.value)
+        except UnreadableMessageError as error:
+            raise UnreadableMessageError(
+                f"{self.task} ended well, but what it returned is not what its return annotation says: {error}"
+            ) from error
 
     @property
     def state(self) -> State:

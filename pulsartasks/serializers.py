@@ -17,7 +17,7 @@ def to_builtin(value: Any) -> Any:
     """What msgspec asks for a type it does not know: pydantic models give their own data."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
-    raise NotImplementedError(f"{type(value).__qualname__} is not data; pass its fields instead")
+    raise NotImplementedError(f"{type(value).__qualname__} is not data; give its fields instead")
 
 
 def from_builtin(kind: type, value: Any) -> Any:
@@ -30,8 +30,8 @@ def from_builtin(kind: type, value: Any) -> Any:
 _encoder = msgspec.json.Encoder(enc_hook=to_builtin)
 
 
-def encode(value: Any) -> bytes:
-    """`value` as JSON.
+def encode(value: Any, *, what: str = "this") -> bytes:
+    """`value` as JSON; `what` it is, for the complaint.
 
     Raises:
         InvalidArgumentsError: it has something in it that is not data.
@@ -39,7 +39,7 @@ def encode(value: Any) -> bytes:
     try:
         return _encoder.encode(value)
     except (TypeError, NotImplementedError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise InvalidArgumentsError(f"this cannot be sent as JSON: {error}") from error
+        raise InvalidArgumentsError(f"{what} cannot be sent as JSON: {error}") from error
 
 
 class PayloadCodec(Generic[T]):
@@ -126,7 +126,7 @@ class CallCodec:
         Raises:
             InvalidArgumentsError: the arguments do not fit the function, or are not data.
         """
-        value = encode({"args": args, "kwargs": kwargs})
+        value = encode({"args": args, "kwargs": kwargs}, what=f"a call of {self._name}()")
         try:
             self.decode(value)
         except UnreadableMessageError as error:

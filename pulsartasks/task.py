@@ -172,7 +172,10 @@ class Task(Generic[P, R]):
         if self.event_topic is not None:
             _ = self.codec.payload
         hints = type_hints(self.function)
-        for name in inspect.signature(self.function).parameters:
+        parameters = inspect.signature(self.function).parameters
+        if not self.options.bind and next(iter(parameters), None) == "self":
+            raise ConfigurationError(f"task {self.name!r}: its first parameter is self; write @app.task(bind=True)")
+        for name in parameters:
             kind = hints.get(name, Any)
             if kind is TaskContext or name in self.injected:
                 continue

@@ -112,9 +112,13 @@ class Topic(Generic[T]):
             raise InvalidArgumentsError(f"an event of {self.name} has exactly one payload")
         [payload] = args
         due = options.due(time.time())
+        try:
+            value = self._codec.encode(payload)
+        except InvalidArgumentsError as error:
+            raise InvalidArgumentsError(f"an event of {self.name}: {error}") from error
         return Publication(
             topic=self.full_name,
-            value=self._codec.encode(payload),
+            value=value,
             key=options.key
             if options.key is not None or self.key is None
             else check_key(self.key(payload), of=self.name),

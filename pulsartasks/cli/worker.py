@@ -28,7 +28,7 @@ from pulsartasks.worker.supervisor import Supervisor, WorkerOptions
     "--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the work."
 )
 @click.option("-Q", "--topics", metavar="TOPIC,...", help="Consume these topics only.  [default: those of all tasks]")
-@click.option("-l", "--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
+@click.option("-l", "--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)
 @click.option(
     "--grace",
     type=click.FloatRange(0),

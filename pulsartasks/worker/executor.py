@@ -69,8 +69,9 @@ class Executor:
             outcome = self._run(run)
             postponed = outcome.delay if in_place and isinstance(outcome, Retried) else None
             patience = math.inf if in_place else SETTLE_PATIENCE
-            if postponed is not None or self._settler.settle(run, outcome, patience=patience):
-                _report(outcome, time.perf_counter() - began)
+            settled = outcome if postponed is not None else self._settler.settle(run, outcome, patience=patience)
+            if settled is not None:
+                _report(settled, time.perf_counter() - began)
             else:
                 delivery.release()
             return postponed

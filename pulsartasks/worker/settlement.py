@@ -16,7 +16,7 @@ from typing_extensions import assert_never
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import check_size
-from pulsartasks.errors import InvalidArgumentsError, MessageTooLargeError, PulsarTasksError
+from pulsartasks.errors import CallError, PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
 from pulsartasks.results.base import RemoteError, Result
@@ -44,33 +44,33 @@ class Settler:
         """From now on give up at the first refusal: the broker delivers the message again elsewhere."""
         self._stopping.set()
 
-    def settle(self, run: Run, outcome: Outcome, *, patience: float) -> bool:
-        """Settle, trying for `patience` seconds; False if the broker did not take what must come before the ack."""
+    def settle(self, run: Run, outcome: Outcome, *, patience: float) -> Outcome | None:
+        """Settle, trying for `patience` seconds; None if the broker did not take what must come before the ack.
+
+        Gives what it was settled as: a task whose result cannot be sent has failed.
+        """
         began, tries = time.monotonic(), 0
         while True:
             try:
                 self._settle_once(run, outcome)
-            except MessageTooLargeError as error:
+            except CallError as error:
                 if isinstance(outcome, Died):
                     _log.error("message.unsettled", error=str(error), try_number=tries + 1)
-                    return False
+                    return None
                 outcome = Died(error, "failed")  # its result: the next round says so to the caller
             except PulsarTasksError as error:
                 _log.warning("message.unsettled", error=str(error), try_number=tries + 1)
                 if time.monotonic() - began > patience or self._stopping.wait(backoff(tries, factor=0.2, maximum=5.0)):
-                    return False
+                    return None
                 tries += 1
             else:
-                return True
+                return outcome
 
     def _settle_once(self, run: Run, outcome: Outcome) -> None:
         match outcome:
             case Succeeded(value):
-                try:
-                    self._store_result(run, value=encode(value) if run.wants_result else b"null")
-                except InvalidArgumentsError as error:
-                    self._settle_once(run, Died(error, "failed"))
-                    return
+                if run.wants_result:
+                    self._store_result(run, value=encode(value, what=f"the result of {run.request.task}()"))
             case Retried(_, delay):
                 self._app.publish(_retry_copy(run, delay))
             case Died(error, reason):

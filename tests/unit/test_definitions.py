@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from pulsartasks import ConfigurationError, InvalidArgumentsError, PulsarTasks, Task, TaskContext
 from pulsartasks.app import open_broker
+from pulsartasks.cli import main
 from pulsartasks.worker.child import find_app
 
 
@@ -127,6 +129,40 @@ def test_bound_task_takes_what_follows_its_context(app: PulsarTasks) -> None:
 
     with pytest.raises(InvalidArgumentsError, match="argument 'order': Expected `int`, got `str`"):
         pay.delay("seven")  # type: ignore[arg-type]
+
+
+def test_self_without_bind_is_refused(app: PulsarTasks) -> None:
+    with pytest.raises(ConfigurationError, match=r"first parameter is self; write @app.task\(bind=True\)"):
+
+        @app.task
+        def pay(self: TaskContext, order: int) -> None: ...
+
+
+def test_name_in_place_of_the_function_is_refused(app: PulsarTasks) -> None:
+    with pytest.raises(ConfigurationError, match="write name='pay'"):
+        app.task("pay")  # type: ignore[call-overload]
+
+
+def test_resource_that_returns_is_refused(app: PulsarTasks) -> None:
+    with pytest.raises(ConfigurationError, match="resource 'numbers': have it yield its value"):
+
+        @app.resource
+        def numbers() -> Iterator[int]:
+            return iter([1])
+
+
+def test_event_that_does_not_fit_names_its_topic(app: PulsarTasks) -> None:
+    paid = app.topic("paid", schema=int)
+
+    with pytest.raises(InvalidArgumentsError, match="an event of paid: Expected `int`, got `str`"):
+        paid.publish("seven")  # type: ignore[arg-type]
+
+
+def test_app_before_the_command_is_told_where_it_goes() -> None:
+    refused = CliRunner().invoke(main, ["-A", "shop", "worker"])
+
+    assert refused.exit_code == 2
+    assert "-A comes after the command: pulsartasks worker -A MODULE:APP" in refused.output
 
 
 @pytest.mark.parametrize(
