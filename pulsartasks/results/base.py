@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -30,7 +31,7 @@ class RemoteError(msgspec.Struct, frozen=True):
 
     @classmethod
     def capture(cls, error: BaseException) -> RemoteError:
-        message = str(error)[:LONGEST_TEXT]
+        message = text_of(error)[:LONGEST_TEXT]
         try:
             arguments = encode(error.args)
         except TypeError:
@@ -39,7 +40,7 @@ class RemoteError(msgspec.Struct, frozen=True):
             type=f"{type(error).__module__}:{type(error).__qualname__}",
             message=message,
             arguments=msgspec.json.decode(arguments) if 0 < len(arguments) <= LONGEST_TEXT else [message],
-            traceback="".join(traceback.format_exception(error))[-LONGEST_TEXT:],
+            traceback=traceback_of(error)[-LONGEST_TEXT:],
         )
 
     def restore(self) -> BaseException:
@@ -55,6 +56,23 @@ class RemoteError(msgspec.Struct, frozen=True):
             except Exception:  # noqa: BLE001 - any constructor may run here; the stand-in tells the same story
                 return TaskError(f"{name}: {self.message}")
         return TaskError(f"{name}: {self.message}")
+
+
+def text_of(error: BaseException, form: Callable[[BaseException], str] = str) -> str:
+    """What `error` says, as text that can be sent, even where its ``str`` fails or has a file name that is no text."""
+    try:
+        return _sendable(form(error))
+    except Exception:  # noqa: BLE001 - the code of whoever defined it
+        return f"{type(error).__name__} (its text cannot be made)"
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of `error` as text that can be sent."""
+    return _sendable("".join(traceback.format_exception(error)))
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -108,7 +108,7 @@ class ConsumerThreads(ABC):
             except (ConfigurationError, AuthenticationError, AuthorizationError) as error:
                 self._failed(error)
                 return
-            except PulsarTasksError as error:
+            except Exception as error:  # noqa: BLE001 - a thread that ended in silence would consume nothing for ever
                 _log.warning("consumer.refused", subscription=self.subscription.name, error=str(error))
                 self._stopping.wait(backoff(tries, factor=0.2, maximum=10.0))
                 tries += 1
@@ -193,7 +193,11 @@ class SharedConsumer(ConsumerThreads):
                 continue
             if message.ETA in delivery.properties and not self._wait_until_due(delivery):
                 continue
-            self._executor.execute(delivery, self.subscription.name)
+            try:
+                self._executor.execute(delivery, self.subscription.name)
+            except BaseException:  # a bug, of a middleware or our own; nobody would get the message again
+                delivery.release()
+                raise
 
 
 class OrderedConsumer(ConsumerThreads):
@@ -222,14 +226,20 @@ class OrderedConsumer(ConsumerThreads):
                 self._execute(held)
 
     def _execute(self, held: Held) -> None:
-        delay = self._executor.execute(held.delivery, self.subscription.name, retries=held.retries, in_place=True)
-        with self._condition:
-            if delay is None:
-                self._lanes.done(held)
-            else:
-                held.retries += 1
-                self._lanes.postpone(held, time.time() + delay)
-            self._condition.notify()
+        delay = None
+        try:
+            delay = self._executor.execute(held.delivery, self.subscription.name, retries=held.retries, in_place=True)
+        except BaseException:  # a bug, of a middleware or our own; the lane would wait for it for ever
+            held.delivery.release()
+            raise
+        finally:
+            with self._condition:
+                if delay is None:
+                    self._lanes.done(held)
+                else:
+                    held.retries += 1
+                    self._lanes.postpone(held, time.time() + delay)
+                self._condition.notify()
 
     def _next(self, consumer: Consumer) -> Held | None:
         """Something to run; None after a while without."""

@@ -18,10 +18,11 @@ from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
 from pulsartasks.context import TaskContext
-from pulsartasks.errors import Reject, Retry, UnknownTaskError, UnreadableMessageError
+from pulsartasks.errors import Reject, Retry, TaskError, UnknownTaskError, UnreadableMessageError
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
 from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
+from pulsartasks.results.base import text_of
 from pulsartasks.retry import unknown_task_delay
 from pulsartasks.task import Task
 from pulsartasks.worker.resources import Resources
@@ -134,7 +135,7 @@ class Executor:
             args = [TaskContext(request, policy), *args]
         try:
             value = task.function(*args, **kwargs)
-            return Succeeded(self._loop.run(value) if task.is_async else value)
+            return Succeeded(self._loop.run(_contained(value)) if task.is_async else value)
         except Retry as verb:
             return Retried(verb.cause or verb, max(0.0, verb.delay))
         except Reject as verb:
@@ -165,11 +166,24 @@ def _report(outcome: Outcome, seconds: float) -> None:
         case Succeeded():
             _log.info("message.succeeded", seconds=round(seconds, 4))
         case Retried(error, delay):
-            _log.warning("message.retried", error=repr(error), delay=round(delay, 3))
+            _log.warning("message.retried", error=text_of(error, repr), delay=round(delay, 3))
         case Died(error, reason):
-            _log.error("message.died", reason=reason, error=repr(error), exc_info=error if reason == "failed" else None)
+            _log.error(
+                "message.died",
+                reason=reason,
+                error=text_of(error, repr),
+                exc_info=error if reason == "failed" else None,
+            )
         case _:
             assert_never(outcome)
+
+
+async def _contained(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The same, without the two exceptions that would end the loop, and with it every task that awaits on it."""
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise TaskError(repr(error)) from error
 
 
 class _LoopThread:

@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 import time
-import traceback
 from datetime import datetime, timezone
 
 import msgspec
@@ -19,7 +18,7 @@ from pulsartasks.brokers.base import check_size
 from pulsartasks.errors import CallError, PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
-from pulsartasks.results.base import RemoteError, Result
+from pulsartasks.results.base import RemoteError, Result, text_of, traceback_of
 from pulsartasks.retry import backoff
 from pulsartasks.serializers import encode
 from pulsartasks.worker.run import Run
@@ -102,8 +101,8 @@ class Settler:
             **_origin(run),
             message.REASON: reason,
             message.EXCEPTION_TYPE: type(error).__qualname__,
-            message.EXCEPTION_MESSAGE: str(error)[:LONGEST_TRACEBACK],
-            message.TRACEBACK: "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:],
+            message.EXCEPTION_MESSAGE: text_of(error)[:LONGEST_TRACEBACK],
+            message.TRACEBACK: traceback_of(error)[-LONGEST_TRACEBACK:],
             message.ATTEMPTS: str(run.request.retries + 1),
             message.WORKER: self._worker,
             message.FAILED_AT: _iso(time.time()),

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from pulsartasks import PulsarTasks, Reject, TaskContext
 from pulsartasks.brokers.base import MAX_MESSAGE_SIZE
 from pulsartasks.dead_letters import DeadLetters, Kept
-from pulsartasks.errors import ConfigurationError
+from pulsartasks.errors import ConfigurationError, TaskError
 from pulsartasks.message import PUBLISHED_AT, TASK, TASK_ID, DeadLetter, Publication
 from pulsartasks.task import Task
 from tests.conformance.conftest import BrokerUnderTest, Workers
@@ -489,3 +489,77 @@ def test_traceback_of_a_deep_recursion_is_kept_in_part(app: PulsarTasks, start_w
     assert story(letter).exception_type == "RecursionError"
     assert story(letter).traceback.splitlines()[-1].startswith("RecursionError")
     assert len(story(letter).traceback) < 20_000
+
+
+def test_error_without_a_text_that_can_be_sent_stops_neither_its_key_nor_the_caller(
+    app: PulsarTasks, start_worker: Workers
+) -> None:
+    class SpeechlessError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+        __repr__ = __str__
+
+    @app.task(mode="key_shared", key=lambda name: "one key")
+    def read(name: str) -> str:
+        if name == "speechless":
+            raise SpeechlessError
+        if name == "undecodable":
+            raise ValueError("a file name that is no text: \udcff")
+        return name
+
+    start_worker(app)
+    failed = [read.delay("speechless"), read.delay("undecodable")]
+
+    assert read.delay("next").get(timeout=30) == "next"
+    for result in failed:
+        with pytest.raises(Exception, match=r"SpeechlessError|no text: .*udcff"):
+            result.get(timeout=30)
+    letters = kept(app, read, 2)
+    assert ["SpeechlessError" in story(letters[0]).exception_message, story(letters[1]).exception_message] == [
+        True,
+        "a file name that is no text: \\udcff",
+    ]
+
+
+def test_bug_in_settling_leaves_no_key_waiting(
+    app: PulsarTasks, start_worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task(mode="key_shared", key=lambda name: "one key", ignore_result=True)
+    def read(name: str) -> None:
+        ran.append(name)
+
+    ran: list[str] = []
+    worker = start_worker(app)
+    settle = worker._executor._settler.settle
+    bugs = iter([ZeroDivisionError("a bug of our own")])
+
+    def settle_at_the_second_try(*args: Any, **kwargs: Any) -> Any:
+        for bug in bugs:
+            raise bug
+        return settle(*args, **kwargs)
+
+    monkeypatch.setattr(worker._executor._settler, "settle", settle_at_the_second_try)
+    with capture_logs():
+        read.delay("first")
+        wait_until(lambda: ran == ["first", "first"], "it did not come again")
+        read.delay("second")
+        wait_until(lambda: ran[2:] == ["second"], "its key waits for ever")
+
+
+def test_exit_of_a_coroutine_does_not_end_the_event_loop(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    @app.task
+    async def stay() -> str:
+        return "still there"
+
+    start_worker(app)
+
+    gone: Any = leave.apply_async()
+    with pytest.raises(TaskError, match="SystemExit"):
+        gone.get(timeout=30)
+    result: Any = stay.apply_async()
+    assert result.get(timeout=30) == "still there"
