@@ -113,7 +113,9 @@ def run(options: ChildOptions) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Run a child; what makes starting again useless is said in one line."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Programs that a task starts inherit what is ignored, but not a handler: it could not terminate them otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     options = msgspec.json.decode(arguments[0], type=ChildOptions)
     configure_logging(options.log_level)

@@ -171,7 +171,7 @@ class Supervisor:
         return min([c.restart_at for c in self._children if c.process is None], default=float("inf"))
 
     def _wait(self, until: float) -> None:
-        """Sleep until something happens: a report, a death (its pipe ends), a signal, or the instant `until`."""
+        """Sleep until something happens: a report, a death, a signal, or the instant `until`."""
         timeout = None if until == float("inf") else max(0.0, until - time.monotonic())
         for key, _ in self._selector.select(timeout):
             if isinstance(key.data, _Child):
@@ -204,11 +204,15 @@ class Supervisor:
         self._selector.register(reading, selectors.EVENT_READ, reading)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        # A handler that does nothing is what makes a death end `select`: a child's pipe may have been inherited by a
+        # process that a task has forked, and then does not end with the child.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         wakeup = signal.set_wakeup_fd(writing.fileno())
         try:
             yield
         finally:
             signal.set_wakeup_fd(wakeup)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)  # the process ends now by itself, with its own status
             self._selector.close()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from pulsartasks import PulsarTasks
 from pulsartasks.worker.supervisor import SAME_SIGNAL
 from tests.conformance.records import Record
 from tests.integration.conftest import StartProcess
-from tests.services import wait_until
+from tests.services import CHECKOUT, wait_until
 
 
 def test_second_signal_stops_now_and_what_ran_comes_again(
@@ -79,6 +85,60 @@ def test_other_children_go_on_when_one_dies(acting: PulsarTasks, start_process: 
     assert {run.pid for run in runs if run.ended is None} == {victim}
     assert other in {run.pid for run in runs if run.ended is not None}
     assert len(worker.logged("process.died")) == 1
+
+
+CHILDREN_OF_TASKS = """
+import os, signal, subprocess, time, warnings
+from pulsartasks import PulsarTasks
+warnings.simplefilter("ignore", DeprecationWarning)
+app = PulsarTasks("family")
+
+@app.task
+def fork_and_die(once: str) -> None:
+    if not os.path.exists(once):
+        open(once, "w").close()
+        if os.fork():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+
+@app.task
+def start_and_terminate() -> int:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        process.terminate()
+        return process.wait()
+"""
+
+
+@pytest.fixture
+def family(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PulsarTasks]:
+    """An app whose tasks have children, as the worker that is started has it."""
+    (tmp_path / "family.py").write_text(CHILDREN_OF_TASKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{CHECKOUT}")
+    monkeypatch.setenv("PULSARTASKS_BROKER", environment["PULSARTASKS_BROKER"])
+    app = importlib.import_module("family").app
+    yield app
+    app.close()
+    del sys.modules["family"]
+
+
+def test_child_is_replaced_though_what_its_task_forked_lives_on(
+    family: PulsarTasks, start_process: StartProcess, tmp_path: Path
+) -> None:
+    worker = start_process(app="family:app").wait_until_ready()
+
+    result = family.tasks["fork_and_die"].delay(str(tmp_path / "once"))
+
+    assert result.get(timeout=30) is None
+    worker.wait_for_log("process.died", status=-signal.SIGKILL)
+
+
+def test_task_can_terminate_what_it_starts(family: PulsarTasks, start_process: StartProcess) -> None:
+    start_process(app="family:app").wait_until_ready()
+
+    result = family.tasks["start_and_terminate"].delay()
+
+    assert result.get(timeout=30) == -signal.SIGTERM
 
 
 def test_stopped_child_is_killed_when_the_grace_is_over(
