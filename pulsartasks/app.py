@@ -318,6 +318,8 @@ class _Connection:
 
     def close(self) -> None:
         atexit.unregister(self.close)
+        if self.pid != os.getpid():
+            return  # at the end of a forked child: what it inherited is its parent's
         self.results.close()
         self.broker.close()
 

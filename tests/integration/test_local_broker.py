@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sqlite3
 import statistics
@@ -261,6 +263,98 @@ def test_forked_child_opens_a_connection_of_its_own(database: Path) -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=CHECKOUT, check=True, timeout=60)
 
     assert _count(database, "messages") == 3
+
+
+def test_end_of_a_forked_child_takes_nothing_from_its_parent(database: Path) -> None:
+    program = f"""
+        import os, sys, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from pulsartasks import PulsarTasks
+        from pulsartasks.brokers.base import Subscription
+        app = PulsarTasks("forking", "local://{database}")
+        @app.task
+        def note(text: str) -> None: ...
+        note.delay("held by the parent")
+        consumer = app.broker.subscribe(Subscription((note.topics.work,), "forking"))
+        assert consumer.receive(10)
+        child = os.fork()
+        if child == 0:
+            sys.exit()
+        os.waitpid(child, 0)
+        print(*os.listdir("{database}-processes"), flush=True)
+        app.broker.subscribe(Subscription((note.topics.work,), "forking"))
+        again = consumer.receive(0.1)
+        raise SystemExit(again is not None)
+    """
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=CHECKOUT, check=True, timeout=60, capture_output=True
+    )
+
+    assert sorted(Path(name).suffix for name in done.stdout.decode().split()) == [".lock", ".sock"]
+
+
+def test_process_that_a_dead_one_forked_does_not_count_for_it(broker: LocalBroker, run: Run) -> None:
+    publish(broker, "a")
+    process = run("""
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert broker.subscribe(Subscription((TOPIC,), "s")).receive(10)
+        child = os.fork()
+        if child:
+            print(child, flush=True)
+            os._exit(1)
+        time.sleep(600)
+    """)
+    child = int(said(process))
+    process.wait()
+
+    try:
+        assert received(broker.subscribe(ONE).receive(10)) == "a"
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_processes_with_other_temporary_folders_are_not_taken_for_dead(
+    tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ("long" * 40) / "broker.db"
+    one, other = LocalBroker(path), LocalBroker(path)
+    one.declare(TOPIC, ["s"])
+    publish(one, "a")
+    monkeypatch.setattr(tempfile, "tempdir", str(database.parent / "one"))
+    assert received(one.subscribe(ONE).receive(10)) == "a"
+
+    monkeypatch.setattr(tempfile, "tempdir", str(database.parent / "other"))
+    consumer = other.subscribe(ONE)
+
+    assert consumer.receive(0) is None
+    one.close()
+    assert received(consumer.receive(10)) == "a"
+    other.close()
+
+
+def test_shortage_of_files_does_not_end_the_looking(broker: LocalBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = broker.subscribe(ONE)
+    looks = []
+
+    def look(_: Presence) -> set[str]:
+        looks.append(1)
+        if len(looks) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return {broker.process}
+
+    monkeypatch.setattr(Presence, "alive", look)
+
+    wait_until(lambda: len(looks) > 1, "nobody looks any more")
+    consumer.close()
+
+
+def test_folder_that_cannot_be_used_is_a_clear_error(broker: LocalBroker, database: Path) -> None:
+    database.with_name(database.name + "-processes").write_text("in the way")
+
+    with pytest.raises(BrokerUnavailableError, match="processes"):
+        broker.subscribe(ONE)
 
 
 def test_closed_broker_says_so(database: Path) -> None:

@@ -83,7 +83,8 @@ class LocalBroker(Broker):
         for consumer in list(self._consumers):
             consumer.close()
         if self._presence is not None:
-            self.notify(self.store.bury(self._presence.alive() - {self._presence.process}))
+            with suppress(BrokerError, OSError):  # then who is still there does it, once this process is gone
+                self.notify(self.store.bury(self._presence.alive() - {self._presence.process}))
             self._presence.leave()
         self.store.close()
 
@@ -123,7 +124,12 @@ class LocalBroker(Broker):
             if self._closed:
                 raise ClosedError("the local broker was closed")
             if self._presence is None:
-                self._presence = Presence(self._path)
+                try:
+                    self._presence = Presence(self._path)
+                except OSError as error:
+                    raise BrokerUnavailableError(
+                        f"the local broker's folder {self._path.parent} cannot be used: {error}"
+                    ) from error
                 threading.Thread(
                     target=self._listen, args=[self._presence], name="pulsartasks-local", daemon=True
                 ).start()
@@ -140,7 +146,7 @@ class LocalBroker(Broker):
     def _check(self, presence: Presence) -> None:
         try:
             self.notify(self.store.bury(presence.alive()))
-        except BrokerError:
+        except (BrokerError, OSError):
             return  # closed meanwhile, or the database is not to be had just now: the next check tries again
         for consumer in list(self._consumers):
             consumer.wake(consumer.subscription_ids)
@@ -227,8 +233,8 @@ class LocalConsumer(Consumer):
         self._broker.forget(self)
         try:
             news = self._store.detach(self._id)
-        except ClosedError:
-            return
+        except BrokerError:
+            return  # closed, or not to be had: it is given back when this process is gone
         self._broker.notify(news)
 
     def wake(self, subscription_ids: Iterable[int]) -> None:
@@ -328,8 +334,8 @@ class LocalReader(Reader):
             self._live.close()
             try:
                 self._broker.store.remove_reader(next(iter(self._live.subscription_ids)))
-            except ClosedError:
-                return
+            except BrokerError:
+                return  # as above
 
     def _go_live(self) -> None:
         self._live, self._horizon = self._broker.follow(self._topic)

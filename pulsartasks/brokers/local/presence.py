@@ -13,10 +13,15 @@ import hashlib
 import os
 import socket
 import tempfile
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
+T = TypeVar("T")
+
+_TRIES = 100
 _LONGEST_SOCKET_PATH = 100
 """Bytes: Linux allows 107, macOS 103."""
 
@@ -26,14 +31,18 @@ class Presence:
 
     def __init__(self, database: Path) -> None:
         self.process = uuid4().hex
-        self._folder = _folder(database)
+        self._folder = database.resolve().with_name(database.resolve().name + "-processes")
+        self._sockets = _room_for_sockets(self._folder)
+        self._lock: int | None = _make_in(self._folder, self._be_born)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._bind()
-        # Locked under another name first: nobody may see it unlocked and take this process for dead.
-        unborn = self._path("new")
-        self._lock = os.open(unborn, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        unborn.rename(self._path("lock"))
+        try:
+            _make_in(self._sockets, lambda: self._socket.bind(str(self._path("sock"))))
+        except BaseException:
+            self.leave()
+            raise
+        # A forked child would hold the lock as well, and beyond the end of this process.
+        this = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _let_go(this()))
 
     def wait(self, timeout: float) -> set[int]:
         """The subscriptions that have news; empty after `timeout` seconds without any."""
@@ -50,55 +59,82 @@ class Presence:
         """Tell `process`. What does not arrive is found by its check once a second."""
         news = " ".join(map(str, subscription_ids)).encode()
         with contextlib.suppress(OSError):  # it is gone, or has more news than it can take already
-            self._socket.sendto(news, socket.MSG_DONTWAIT, str(self._folder / f"{process}.sock"))
+            self._socket.sendto(news, socket.MSG_DONTWAIT, str(self._path("sock", process)))
 
     def alive(self) -> set[str]:
         """The processes that are there; the files of those that are not are removed."""
-        return {path.stem for path in self._folder.glob("*.lock") if path.stem == self.process or _is_held(path)}
+        others = [path for path in self._folder.glob("*.lock") if path.stem != self.process]
+        return {self.process, *(path.stem for path in others if self._is_held(path))}
 
     def leave(self) -> None:
         """Let go: from now on this process counts as gone."""
         self._socket.close()
         for kind in ("sock", "lock"):
             self._path(kind).unlink(missing_ok=True)
-        os.close(self._lock)
-        with contextlib.suppress(OSError):  # others are there
-            self._folder.rmdir()
+        self.let_go()
+        for folder in {self._sockets, self._folder}:
+            with contextlib.suppress(OSError):  # others are there
+                folder.rmdir()
 
-    def _bind(self) -> None:
-        while True:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                self._socket.bind(str(self._path("sock")))
-            except FileNotFoundError:  # the last to leave took the folder along at this very moment
-                continue
-            return
+    def let_go(self) -> None:
+        """Close the lock; it is free if no other process has it open."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
-    def _path(self, kind: str) -> Path:
-        return self._folder / f"{self.process}.{kind}"
+    def _be_born(self) -> int:
+        """The lock, held."""
+        # Locked under another name first: nobody may see it unlocked and take this process for dead.
+        unborn = self._path("new")
+        lock = os.open(unborn, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        unborn.rename(self._path("lock"))
+        return lock
+
+    def _path(self, kind: str, process: str | None = None) -> Path:
+        return (self._sockets if kind == "sock" else self._folder) / f"{process or self.process}.{kind}"
+
+    def _is_held(self, path: Path) -> bool:
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        except OSError:  # no more files can be opened, perhaps: nobody is taken for dead on a suspicion
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        else:
+            path.unlink(missing_ok=True)
+            self._path("sock", path.stem).unlink(missing_ok=True)
+            return False
+        finally:
+            os.close(descriptor)
 
 
-def _folder(database: Path) -> Path:
-    folder = database.with_name(database.name + "-processes")
-    if len(os.fsencode(folder)) > _LONGEST_SOCKET_PATH - 40:
-        # A socket's path is short; the folder goes where there is room, still one for each database and user.
-        digest = hashlib.sha256(os.fsencode(database.resolve())).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir(), f"pulsartasks-{os.getuid()}-{digest}")
-    return folder
+def _make_in(folder: Path, make: Callable[[], T]) -> T:
+    """Make something in `folder`, and that before; the last to leave may take it along at this very moment."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return make()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return make()
 
 
-def _is_held(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    else:
-        path.unlink(missing_ok=True)
-        path.with_suffix(".sock").unlink(missing_ok=True)
-        return False
-    finally:
-        os.close(descriptor)
+def _room_for_sockets(folder: Path) -> Path:
+    """`folder`, or one of each user's for it where a path is short enough for sockets.
+
+    Only sockets may be there, whose loss costs a second: a temporary folder may be another one for another process, and
+    is cleaned up now and then.
+    """
+    if len(os.fsencode(folder)) <= _LONGEST_SOCKET_PATH - 40:
+        return folder
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"pulsartasks-{os.getuid()}-{digest}")
+
+
+def _let_go(presence: Presence | None) -> None:
+    if presence is not None:
+        presence.let_go()
