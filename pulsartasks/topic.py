@@ -22,6 +22,8 @@ T = TypeVar("T")
 class TopicHost(Protocol):
     """What a topic needs of its app."""
 
+    name: str
+
     def qualify(self, name: str) -> str: ...
     def publish(self, publication: Publication) -> str: ...
     def read(self, topic: str) -> Reader: ...
@@ -95,9 +97,11 @@ class Topic(Generic[T]):
 
         A handler with ``bind=True`` reads the reason from ``self.request.dead_letter``.
         """
+        # A dot in the subscription's name must not pass for that which makes a short name a whole one.
+        name = self.name if "." in self.name or "://" in self.name else f"{self._host.name}.{self.name}"
         topic = Topic(
             self._host,
-            dead_letter_topic(self.name, subscription),
+            dead_letter_topic(name, subscription),
             schema=self.schema,
             key=self.key,
             subscriptions={DEAD_LETTERS, *subscriptions},

@@ -212,3 +212,15 @@ def _define(app: PulsarTasks, options: dict[str, Any]) -> Task[..., Any]:
 
     task: Callable[[Callable[..., Any]], Task[..., Any]] = app.task(**options)
     return task(work)
+
+
+@pytest.mark.parametrize("name", ["orders", "acme.orders", "persistent://acme/live/orders"])
+@pytest.mark.parametrize("subscription", ["mail", "acme.shop"])
+def test_dead_letters_of_a_topic_are_where_its_handler_puts_them(name: str, subscription: str) -> None:
+    app = PulsarTasks("acme.shop")
+    orders = app.topic(name, schema=int)
+
+    @app.task(topic=orders, subscription=subscription)
+    def mail(order: int) -> None: ...
+
+    assert orders.dead_letters(subscription).full_name == mail.topics.dead_letter
