@@ -357,6 +357,16 @@ def test_folder_that_cannot_be_used_is_a_clear_error(broker: LocalBroker, databa
         broker.subscribe(ONE)
 
 
+def test_database_is_for_its_owner_alone(broker: LocalBroker, database: Path) -> None:
+    publish(broker, "secret")
+
+    assert {path.name: path.stat().st_mode & 0o077 for path in database.parent.glob("broker.db*")} == {
+        "broker.db": 0,
+        "broker.db-shm": 0,
+        "broker.db-wal": 0,
+    }
+
+
 def test_closed_broker_says_so(database: Path) -> None:
     broker = LocalBroker(database)
     broker.declare(TOPIC, ["s"])

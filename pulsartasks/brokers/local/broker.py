@@ -33,6 +33,9 @@ class LocalBroker(Broker):
     def __init__(self, path: Path | None, *, full_sync: bool = False, clock: Clock | None = None) -> None:
         if path is not None:
             _make_folder(path.parent)
+            # Messages are nobody else's business. Never a file that is there: closing it would drop SQLite's locks.
+            with suppress(OSError):  # it is there, or SQLite says what is wrong
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         self.store = Store(path, full_sync=full_sync)
         self.clock = clock or SystemClock()
         self._path = path
