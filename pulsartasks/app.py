@@ -355,7 +355,10 @@ def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
                 f"task {task.name!r}: the call topic {name!r} already has the subscription {other.subscription!r}; "
                 "for several subscriptions define the topic with app.topic()"
             )
-        if task.options.mode != other.options.mode:
-            raise ConfigurationError(
-                f"task {task.name!r}: {other.name!r} uses topic {name!r} as {other.options.mode}, so must this one"
-            )
+        # Whoever consumes the topic gets the messages of both, so what a consumer is made of must be the same.
+        for option in ("mode", "concurrency", "prefetch", "start"):
+            mine, theirs = getattr(task.options, option), getattr(other.options, option)
+            if mine != theirs:
+                raise ConfigurationError(
+                    f"task {task.name!r}: {other.name!r} uses topic {name!r} with {option}={theirs!r}, so must this one"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -56,6 +57,7 @@ class TaskContext:
         Raises:
             Retry: always, while one is left. Write ``raise self.retry(...)`` so that readers and type checkers see
                 the end.
+            ValueError: `countdown` is no number of seconds.
             MaxRetriesExceededError: none is left and `exc` was not given.
         """
         policy = self._policy
@@ -64,4 +66,6 @@ class TaskContext:
             raise exc or MaxRetriesExceededError(f"{self.request.task}[{self.id}] failed {self.retries + 1} times")
         if isinstance(countdown, timedelta):
             countdown = countdown.total_seconds()
+        if countdown is not None and not math.isfinite(countdown):
+            raise ValueError(f"retry(countdown={countdown}) has no end; give seconds")
         raise Retry(policy.delay(self.retries, random.random) if countdown is None else countdown, exc)

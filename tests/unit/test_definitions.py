@@ -86,6 +86,26 @@ def test_second_subscription_of_a_call_topic_is_refused_however_it_is_named(app:
         def audit() -> None: ...
 
 
+@pytest.mark.parametrize(
+    "option", [{"mode": "key_shared"}, {"concurrency": 1}, {"prefetch": 1}, {"start": "latest"}], ids=str
+)
+def test_tasks_of_one_call_topic_are_consumed_alike(app: PulsarTasks, option: dict[str, Any]) -> None:
+    _define(app, {"name": "mail", "topic": "post"})
+
+    [name] = option
+    with pytest.raises(ConfigurationError, match=rf"'mail' uses topic 'shop.post' with {name}=.*, so must this one"):
+        _define(app, {"name": "parcel", "topic": "post", **option})
+
+
+def test_retry_without_end_is_refused(app: PulsarTasks) -> None:
+    @app.task(bind=True)
+    def wait(self: TaskContext) -> None:
+        raise self.retry(countdown=float("inf"))
+
+    with pytest.raises(ValueError, match="has no end"):
+        wait()
+
+
 def test_second_task_of_the_same_name_is_refused(app: PulsarTasks) -> None:
     _define(app, {"name": "mail"})
 
