@@ -227,7 +227,7 @@ def test_second_mode_on_a_call_topic_is_refused() -> None:
     app = PulsarTasks("shop", "memory://")
     app.task(topic="work")(plain)
 
-    with pytest.raises(ConfigurationError, match="as shared"):
+    with pytest.raises(ConfigurationError, match="mode='shared'"):
         app.task(topic="work", mode="exclusive", name="other")(plain)
 
 
