@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 PULSAR: pytest.StashKey[Future[services.PulsarServer]] = pytest.StashKey()
 CLEANUP: pytest.StashKey[ExitStack] = pytest.StashKey()
-KILLERS = ("power_cut", "after_the_broker_came_back[killed]")
+KILLERS = ("after_the_broker_came_back[killed]", "power_cut")
+"""Tests that kill the shared Pulsar, the one that waits longest for its return at the end."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,7 +46,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Starts Pulsar beside the first tests, so that hardly anybody waits for it."""
     # A killed Pulsar says that it is healthy before it can make topics again ("not enough non-faulty bookies"),
     # for a minute at times, so whoever kills the shared one does it when the others are done.
-    session.items.sort(key=lambda item: any(word in item.nodeid for word in KILLERS))
+    session.items.sort(key=lambda item: next((n for n, name in enumerate(KILLERS, 1) if name in item.nodeid), 0))
     wanted = any(item.get_closest_marker("pulsar") for item in session.items)
     if wanted and not session.config.option.collectonly:
         _pulsar(session.config)
