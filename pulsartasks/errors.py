@@ -17,6 +17,8 @@ PulsarTasksError
 │   ├── SubscriptionBusyError
 │   └── ClosedError
 ├── ResultTimeoutError          (also a TimeoutError)
+├── WorkerCrashedError          a task took its worker process with it, too often
+├── TimeLimitExceeded           (also a TimeoutError) a task's process was killed by its hard time limit
 ├── TaskError                   a task failed elsewhere with an exception that cannot be rebuilt here
 └── MaxRetriesExceededError
 
@@ -92,6 +94,14 @@ class ClosedError(BrokerError):
 
 class ResultTimeoutError(PulsarTasksError, TimeoutError):
     """No result arrived within the timeout; the task may still be waiting or running."""
+
+
+class WorkerCrashedError(PulsarTasksError):
+    """The worker process died each time while it ran this message; what killed it left no exception."""
+
+
+class TimeLimitExceeded(PulsarTasksError, TimeoutError):  # noqa: N818 - Celery's name
+    """The task was still running when its hard ``time_limit`` ended, so its process was killed."""
 
 
 class TaskError(PulsarTasksError):

@@ -64,7 +64,7 @@ class DeadLetter:
     """Why a message was given up, as its headers tell."""
 
     reason: str
-    """``failed``, ``rejected``, ``unreadable`` or ``unknown task``."""
+    """``failed``, ``rejected``, ``unreadable``, ``unknown task`` or ``crashed``."""
     exception_type: str
     exception_message: str
     traceback: str

@@ -40,6 +40,8 @@ class TaskKeywords(TypedDict, total=False):
     retry_jitter: bool
     default_retry_delay: float
     dead_letter: bool | str
+    max_crashes: int
+    time_limit: float | None
     concurrency: int | None
     prefetch: int | None
     ignore_result: bool
@@ -74,6 +76,11 @@ class TaskOptions:
     default_retry_delay: float = 1.0
     dead_letter: bool | str = True
     """True: ``<topic>-<subscription>-DLQ``; a name: that topic; False: what is given up is dropped (and logged)."""
+    max_crashes: int = 3
+    """Worker processes that a message may take with it before it is given up."""
+    time_limit: float | None = None
+    """Seconds after which the process of a run is killed, whatever it does; the message is then an error like any
+    other. None: no limit."""
     concurrency: int | None = None
     """Messages of this task run at once in a process, on its own threads; default: it shares the worker's ``-c``."""
     prefetch: int | None = None
@@ -126,6 +133,8 @@ class TaskOptions:
             "autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
             "dont_autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
             "max_retries": (lambda n: n is None or _is_whole(n, 0), "0 or more, or None for no end"),
+            "max_crashes": (lambda n: _is_whole(n, 1), "a whole number of at least 1"),
+            "time_limit": (lambda n: n is None or (_is_seconds(n) and n > 0), "seconds, more than 0, or None"),
             "concurrency": (lambda n: n is None or _is_whole(n, 1), "a whole number of at least 1"),
             "prefetch": (lambda n: n is None or _is_whole(n, 1), "a whole number of at least 1"),
             "retry_backoff": (_is_seconds, "True, False, or the seconds to begin with"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-Reason = Literal["failed", "rejected", "unreadable", "unknown task"]
+Reason = Literal["failed", "rejected", "unreadable", "unknown task", "crashed"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Whatever the run starts ends with it."""
     config.stash[CLEANUP] = ExitStack()
     config.add_cleanup(config.stash[CLEANUP].close)
+    os.environ["PULSARTASKS_STATE_DIR"] = str(_folder(config) / "state")
 
 
 @pytest.hookimpl(tryfirst=True)

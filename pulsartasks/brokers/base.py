@@ -128,6 +128,11 @@ class Reader(ABC):
 class Broker(ABC):
     """One process's connection to the broker, safe to use from all its threads, never across a fork."""
 
+    @property
+    @abstractmethod
+    def address(self) -> str | None:
+        """Where it is, the same for all that share it and without secrets; None if it ends with this process."""
+
     @abstractmethod
     def declare(
         self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"

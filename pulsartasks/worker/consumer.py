@@ -56,8 +56,14 @@ class ConsumerThreads(ABC):
         self._stopping = threading.Event()
         self._standing_by = threading.Event()
         self._failed: Callable[[BaseException], None] = _log_failure
+        self._after: Callable[[], None] = lambda: None
         self._aside: Mapping[str, str] = {}
         """Where messages of a topic are put back, if not to that topic, which others would get them from again."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many threads it has."""
+        return len(self._threads)
 
     @property
     def ready(self) -> bool:
@@ -65,9 +71,10 @@ class ConsumerThreads(ABC):
         consumer = self._consumer
         return self._standing_by.is_set() or (consumer is not None and consumer.connected)
 
-    def start(self, failed: Callable[[BaseException], None]) -> None:
-        """Begin; `failed` is told when the subscription cannot be had for good."""
+    def start(self, failed: Callable[[BaseException], None], *, after: Callable[[], None]) -> None:
+        """Begin as soon as `after` has returned; `failed` is told when the subscription cannot be had for good."""
         self._failed = failed
+        self._after = after
         threading.Thread(target=self._open, name=f"{self.subscription.name}-open", daemon=True).start()
 
     def stop(self) -> None:
@@ -94,6 +101,7 @@ class ConsumerThreads(ABC):
         """Receive and handle until `_stopping` is set."""
 
     def _open(self) -> None:
+        self._after()
         tries = 0
         while not self._stopping.is_set():
             try:

@@ -18,13 +18,23 @@ from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
 from pulsartasks.context import TaskContext
-from pulsartasks.errors import Reject, Retry, TaskError, UnknownTaskError, UnreadableMessageError
+from pulsartasks.crashes import CrashStory, message_name
+from pulsartasks.errors import (
+    Reject,
+    Retry,
+    TaskError,
+    TimeLimitExceeded,
+    UnknownTaskError,
+    UnreadableMessageError,
+    WorkerCrashedError,
+)
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
 from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
 from pulsartasks.results.base import text_of
-from pulsartasks.retry import unknown_task_delay
+from pulsartasks.retry import RetryPolicy, unknown_task_delay
 from pulsartasks.task import Task
+from pulsartasks.worker.guard import Guard
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route, Run
 from pulsartasks.worker.settlement import Settler
@@ -46,10 +56,11 @@ class Executor:
         resources: Resources,
         middleware: Sequence[Middleware] = (),
     ) -> None:
+        self.guard = Guard(app)
         self._routes = routes
         self._resources = resources
         self._attempt = wrap_execute(middleware, self._call)
-        self._settler = Settler(app)
+        self._settler = Settler(app, self.guard)
         self._loop = _LoopThread()
 
     def execute(
@@ -60,6 +71,9 @@ class Executor:
         With `in_place`, a retry is not settled but left to the caller, who runs the delivery again after the seconds
         given back, with `retries` (attempts made so) raised by one; otherwise the result is None.
         """
+        if self.guard.finished_elsewhere(subscription, delivery):
+            delivery.acknowledge()
+            return None
         run = self._read(delivery, subscription, retries)
         request = run.request
         context = bind_contextvars(task=request.task, id=request.id, attempt=request.retries + 1)
@@ -70,6 +84,8 @@ class Executor:
             outcome = self._run(run)
             postponed = outcome.delay if in_place and isinstance(outcome, Retried) else None
             patience = math.inf if in_place else SETTLE_PATIENCE
+            if postponed is not None:
+                self.guard.postpone(run.name, run.in_place + 1)
             settled = outcome if postponed is not None else self._settler.settle(run, outcome, patience=patience)
             if settled is not None:
                 _report(settled, time.perf_counter() - began)
@@ -99,8 +115,13 @@ class Executor:
                 args, kwargs = _arguments(delivery.value, headers, task)
             except UnreadableMessageError as error:
                 unreadable = error
+        id_ = headers.get(message.TASK_ID) or delivery.message_id
+        crash_name = message_name(subscription, id_)
+        story = self.guard.story(crash_name)
+        if story is not None:
+            retries += story.retries
         request = Request(
-            id=headers.get(message.TASK_ID) or delivery.message_id,
+            id=id_,
             task=name,
             topic=delivery.topic,
             subscription=subscription,
@@ -112,17 +133,23 @@ class Executor:
             published_at=delivery.published_at,
             called_directly=False,
         )
-        return Run(delivery, headers, route, task, request, unreadable)
+        return Run(delivery, headers, route, task, request, retries, crash_name, story, unreadable)
 
     def _run(self, run: Run) -> Outcome:
         if run.task is None:
             return _unknown(run)
         if run.unreadable is not None:
             return Died(run.unreadable, "unreadable")
+        if run.story is not None and (outcome := _verdict(run, run.story, run.task)) is not None:
+            return outcome
+        alone = run.story is not None and run.story.crashes > 0
+        self.guard.begin(run.name, retries=run.in_place, time_limit=run.task.options.time_limit, alone=alone)
         try:
             return self._attempt(run.request)
         except Exception as error:  # noqa: BLE001 - a middleware's: what the task raises is an outcome already
             return Died(error, "failed")
+        finally:
+            self.guard.end(alone=alone)
 
     def _call(self, request: Request) -> Outcome:
         """The innermost of the onion: call the function."""
@@ -141,9 +168,25 @@ class Executor:
         except Reject as verb:
             return Died(verb, "rejected")
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a task does not end its worker
-            if policy.covers(error) and policy.has_left(request.retries):
-                return Retried(error, policy.delay(request.retries, random.random))
-            return Died(error, "failed")
+            return _failure(error, policy, request.retries)
+
+
+def _failure(error: BaseException, policy: RetryPolicy, retries: int) -> Outcome:
+    if policy.covers(error) and policy.has_left(retries):
+        return Retried(error, policy.delay(retries, random.random))
+    return Died(error, "failed")
+
+
+def _verdict(run: Run, story: CrashStory, task: Task[..., Any]) -> Outcome | None:
+    """What becomes of a message because of what it did to other processes; None if it may run."""
+    if story.crashes >= task.options.max_crashes:
+        return Died(WorkerCrashedError(f"{story.crashes} worker processes died while they ran it"), "crashed")
+    if story.time_limit_hit == run.in_place:
+        error = TimeLimitExceeded(
+            f"{task.name} was still running after its time limit of {task.options.time_limit:g} s"
+        )
+        return _failure(error, task.retry_policy, run.request.retries)
+    return None
 
 
 def _arguments(value: bytes, headers: Mapping[str, str], task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -21,6 +21,7 @@ from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
 from pulsartasks.results.base import RemoteError, Result, text_of, traceback_of
 from pulsartasks.retry import backoff
 from pulsartasks.serializers import encode
+from pulsartasks.worker.guard import Guard
 from pulsartasks.worker.run import Run
 
 LONGEST_TRACEBACK = 16_384
@@ -34,8 +35,9 @@ _log = structlog.get_logger("pulsartasks")
 class Settler:
     """Settles attempts; shared by all threads of a worker process."""
 
-    def __init__(self, app: PulsarTasks) -> None:
+    def __init__(self, app: PulsarTasks, guard: Guard) -> None:
         self._app = app
+        self._guard = guard
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping = threading.Event()
 
@@ -78,6 +80,7 @@ class Settler:
                 self._store_result(run, error=error)
             case _:
                 assert_never(outcome)
+        self._guard.settled(run.name, run.request.subscription, run.delivery)
         if run.route.task.options.ack != "early":
             run.delivery.acknowledge()
 

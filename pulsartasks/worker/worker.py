@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -77,16 +78,22 @@ class Worker:
         """Whether every subscription is being consumed, or stood by for."""
         return all(consumer.ready for consumer in self._consumers)
 
-    def start(self, failed: Callable[[BaseException], None] | None = None) -> None:
+    def start(
+        self,
+        failed: Callable[[BaseException], None] | None = None,
+        *,
+        journal_begun: Callable[[Path], object] = lambda _: None,
+    ) -> None:
         """Set up resources and begin to consume; returns before the broker is reached.
 
-        `failed` is told, from another thread, of what makes consuming impossible, e.g. a missing permission.
+        `failed` is told, from another thread, of what makes consuming impossible, e.g. a missing permission;
+        `journal_begun` before anything runs where that is written down, so that somebody may enforce time limits.
         """
         self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
+        self._executor.guard.start(sum(consumer.concurrency for consumer in self._consumers), journal_begun)
         for consumer in self._consumers:
-            consumer.start(failed or _log_failure)
-        if not all(task.options.ignore_result for task in self._tasks):
-            threading.Thread(target=self._expire_results, name="pulsartasks-expiry", daemon=True).start()
+            consumer.start(failed or _log_failure, after=self._executor.guard.wait_until_known)
+        threading.Thread(target=self._expire, name="pulsartasks-expiry", daemon=True).start()
 
     def stop(self, grace: float = 30.0) -> bool:
         """Receive no more, finish what runs, give back the rest; safe to call twice and from any thread.
@@ -97,6 +104,7 @@ class Worker:
         if self._stopped.is_set():
             return True
         self._stopped.set()
+        self._executor.guard.stop()
         for consumer in self._consumers:
             consumer.stop()
         deadline = time.monotonic() + grace
@@ -104,15 +112,18 @@ class Worker:
         self._executor.stop()
         for consumer in self._consumers:
             consumer.close()
+        self._executor.guard.close(finished=finished)
         if finished:
             self._executor.close()
             self._resources.close()
         return finished
 
-    def _expire_results(self) -> None:
+    def _expire(self) -> None:
         while not self._stopped.wait(EXPIRE_EVERY):
             try:
-                self.app.results.expire()
+                self._executor.guard.trim()
+                if not all(task.options.ignore_result for task in self._tasks):
+                    self.app.results.expire()
             except PulsarTasksError as error:
                 _log.warning("results.kept", error=str(error))
 

@@ -44,6 +44,10 @@ class LocalBroker(Broker):
         self._presence: Presence | None = None
         self._closed = False
 
+    @property
+    def address(self) -> str | None:
+        return None if self._path is None else str(self._path)
+
     def declare(
         self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"
     ) -> None:

@@ -63,6 +63,10 @@ class PulsarBroker(Broker):
     def __repr__(self) -> str:
         return f"PulsarBroker({self._connection.settings.service_url!r})"
 
+    @property
+    def address(self) -> str:
+        return self._connection.settings.service_url
+
     def declare(
         self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"
     ) -> None:
