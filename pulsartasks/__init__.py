@@ -22,8 +22,10 @@ from pulsartasks.errors import (
     Retry,
     SubscriptionBusyError,
     TaskError,
+    TimeLimitExceeded,
     UnknownTaskError,
     UnreadableMessageError,
+    WorkerCrashedError,
 )
 from pulsartasks.message import DeadLetter, Request
 from pulsartasks.result import AsyncResult
@@ -59,7 +61,9 @@ __all__ = [
     "Task",
     "TaskContext",
     "TaskError",
+    "TimeLimitExceeded",
     "Topic",
     "UnknownTaskError",
     "UnreadableMessageError",
+    "WorkerCrashedError",
 ]

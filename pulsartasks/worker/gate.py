@@ -17,6 +17,10 @@ class Gate:
         self._inside = 0
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def enter(self) -> None:
         with self._changed:
             while self._closed:

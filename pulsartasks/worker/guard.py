@@ -179,7 +179,4 @@ class Guard:
 
 def state_folder() -> Path:
     """Where journals are kept: ``PULSARTASKS_STATE_DIR``, else the user's own place for such things."""
-    if given := os.environ.get("PULSARTASKS_STATE_DIR"):
-        return Path(given)
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home, "pulsartasks")
+    return Path(os.environ.get("PULSARTASKS_STATE_DIR") or Path.home() / ".local" / "state" / "pulsartasks")

@@ -114,6 +114,7 @@ class Journal:
 
     def let_go(self) -> None:
         """Close the lock; it is free if no other process has it open."""
+        self._map.close()  # it has a descriptor of its own for the same lock
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -32,9 +32,11 @@ PUBLIC = {
     "Task",
     "TaskContext",
     "TaskError",
+    "TimeLimitExceeded",
     "Topic",
     "UnknownTaskError",
     "UnreadableMessageError",
+    "WorkerCrashedError",
 }
 
 
