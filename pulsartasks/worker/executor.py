@@ -100,7 +100,7 @@ class Executor:
             except UnreadableMessageError as error:
                 unreadable = error
         request = Request(
-            id=headers.get(message.TASK_ID) or delivery.message_id,
+            id=headers.get(message.TASK_ID) or _message_id(delivery, headers, subscription),
             task=name,
             topic=delivery.topic,
             subscription=subscription,
@@ -144,6 +144,12 @@ class Executor:
             if policy.covers(error) and policy.has_left(request.retries):
                 return Retried(error, policy.delay(request.retries, random.random))
             return Died(error, "failed")
+
+
+def _message_id(delivery: Delivery, headers: Mapping[str, str], subscription: str) -> str:
+    """The id of a message whose caller gave it none: that of its first copy, so the same in every attempt."""
+    own = headers.get(message.REAL_SUBSCRIPTION) == subscription
+    return (headers.get(message.ORIGIN_MESSAGE_ID) if own else None) or delivery.message_id
 
 
 def _arguments(value: bytes, headers: Mapping[str, str], task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:
