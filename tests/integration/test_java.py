@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 
 from pulsartasks import PulsarTasks, TaskContext
 from pulsartasks.cli import main
+from pulsartasks.message import milliseconds
 from pulsartasks.worker.worker import Worker
 from tests.conformance.records import Record
 from tests.integration.conftest import StartProcess
@@ -58,12 +60,8 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def call_topic(acting: PulsarTasks) -> str:
-    """Of the task `shared`; it and its companions exist."""
-    topics = acting.tasks["shared"].topics
-    for topic in (topics.work, topics.retry, topics.dead_letter):
-        assert topic is not None
-        acting.declare(topic)
-    return topics.work
+    """Of the task `shared`."""
+    return declared(acting, "shared")
 
 
 @dataclass(frozen=True)
@@ -147,6 +145,19 @@ def test_java_calls_a_task_by_its_name_and_is_told_the_result(
     assert (told["error"]["type"], told["error"]["message"]) == ("builtins:ValueError", "one")
 
 
+def test_call_of_java_with_an_eta_is_not_early(
+    java: JavaClient, acting: PulsarTasks, record: Record, start: Start
+) -> None:
+    delayed = acting.tasks["shared"].topics.delayed
+    acting.declare(delayed)
+    eta = time.time() + 1.0
+    java.publish(delayed, '{"label": "one"}', pt_eta=milliseconds(eta))
+    start(acting)
+
+    [run] = record.wait_for(1)
+    assert run.began >= eta
+
+
 def test_java_reads_a_dead_letter_and_its_story(
     java: JavaClient, acting: PulsarTasks, call_topic: str, start: Start
 ) -> None:
@@ -162,9 +173,11 @@ def test_java_reads_a_dead_letter_and_its_story(
     assert "raise ValueError(label)" in letter.headers["pt-traceback"]
 
 
+@pytest.mark.parametrize("mode", ["shared", "key_shared"])
 def test_worker_goes_on_where_java_reconsumed_later(
-    java: JavaClient, acting: PulsarTasks, record: Record, call_topic: str, start: Start
+    mode: str, java: JavaClient, acting: PulsarTasks, record: Record, start: Start
 ) -> None:
+    call_topic = declared(acting, mode)
     message_id = java.publish(call_topic, '{"label": "one", "deed": "retry", "times": 9}', key="Ada")
     consumer = java.subscribe(call_topic, acting.name, retries=5)
     consumer.receive()
@@ -241,6 +254,15 @@ def test_page_on_other_languages_does_what_it_says(
 
     assert '"task":"charge","state":"SUCCESS","value":6,' in java.stdout
     worker.wait_for_log("message.succeeded", task="send_mail")
+
+
+def declared(app: PulsarTasks, task: str) -> str:
+    """The call topic of a task, with its companions there too."""
+    topics = app.tasks[task].topics
+    for topic in (topics.work, topics.retry, topics.dead_letter):
+        assert topic is not None
+        app.declare(topic)
+    return topics.work
 
 
 def origin(copy: Received) -> tuple[str, str, str]:

@@ -100,7 +100,7 @@ public final class Interop {
         }
     }
 
-    /** Sends the bytes of a text; the headers are pairs of words. */
+    /** Sends the bytes of a text; the headers are pairs of words, and a pt-eta among them is the broker's business too. */
     private List<String> publish(String topic, String value, String key, List<String> headers) throws Exception {
         try (Producer<byte[]> producer = client.newProducer().topic(topic).create()) {
             TypedMessageBuilder<byte[]> message = producer.newMessage().value(value.getBytes(StandardCharsets.UTF_8));
@@ -109,6 +109,9 @@ public final class Interop {
             }
             for (int i = 0; i < headers.size(); i += 2) {
                 message.property(headers.get(i), headers.get(i + 1));
+                if (headers.get(i).equals("pt-eta")) {
+                    message.deliverAt(Long.parseLong(headers.get(i + 1)));
+                }
             }
             return List.of(message.send().toString());
         }
