@@ -60,6 +60,14 @@ def pulsar_server(pytestconfig: pytest.Config) -> services.PulsarServer:
 
 
 @pytest.fixture(scope="session")
+def java_jars() -> Path:
+    """The folder with the jars of Pulsar's Java client; whoever asks for it may run Java's sources."""
+    if shutil.which("javac") is None:
+        _absent("a JDK is not installed")
+    return _available(downloads.pulsar_java_client)
+
+
+@pytest.fixture(scope="session")
 def s3_server(service_folder: Path) -> Iterator[services.S3Server]:
     """A real S3 server with one bucket: `.store_url(prefix)`, and `.environment` for the credentials."""
     server = services.S3Server(_available(downloads.versitygw), service_folder / "s3")

@@ -115,7 +115,7 @@ class Executor:
                 args, kwargs = _arguments(delivery.value, headers, task)
             except UnreadableMessageError as error:
                 unreadable = error
-        id_ = headers.get(message.TASK_ID) or delivery.message_id
+        id_ = headers.get(message.TASK_ID) or _message_id(delivery, headers, subscription)
         crash_name = message_name(subscription, id_)
         story = self.guard.story(crash_name)
         if story is not None:
@@ -187,6 +187,12 @@ def _verdict(run: Run, story: CrashStory, task: Task[..., Any]) -> Outcome | Non
         )
         return _failure(error, task.retry_policy, run.request.retries)
     return None
+
+
+def _message_id(delivery: Delivery, headers: Mapping[str, str], subscription: str) -> str:
+    """The id of a message whose caller gave it none: that of its first copy, so the same in every attempt."""
+    own = headers.get(message.REAL_SUBSCRIPTION) == subscription
+    return (headers.get(message.ORIGIN_MESSAGE_ID) if own else None) or delivery.message_id
 
 
 def _arguments(value: bytes, headers: Mapping[str, str], task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -138,13 +138,16 @@ def _retry_copy(run: Run, delay: float) -> Publication:
 
 def _origin(run: Run) -> dict[str, str]:
     """Where the message first was, as the Java client says it; a copy of a copy keeps what the first copy said."""
-    headers = run.headers
-    if headers.get(message.REAL_SUBSCRIPTION) != run.request.subscription:
+    headers, subscription = run.headers, run.request.subscription
+    # Go's client does not say whose copy it is; on a topic of the subscription's own it is this one's.
+    unsaid = "" if run.delivery.topic == run.route.task.topics.work else subscription
+    if headers.get(message.REAL_SUBSCRIPTION, unsaid) != subscription:
         headers = {}  # what another subscription says of its own: this one takes the message from where it is now
+    origin = headers.get(message.ORIGIN_MESSAGE_ID) or headers.get(message.OLD_ORIGIN_MESSAGE_ID)
     return {
         message.REAL_TOPIC: headers.get(message.REAL_TOPIC) or run.delivery.topic,
-        message.REAL_SUBSCRIPTION: run.request.subscription,
-        message.ORIGIN_MESSAGE_ID: headers.get(message.ORIGIN_MESSAGE_ID) or run.delivery.message_id,
+        message.REAL_SUBSCRIPTION: subscription,
+        message.ORIGIN_MESSAGE_ID: origin or run.delivery.message_id,
     }
 
 
