@@ -115,6 +115,7 @@ class PulsarTasks:
         key: Callable[[T], str | None] | None = None,
         partitions: int = 0,
         subscriptions: Collection[str] = (),
+        register: bool | None = None,
     ) -> Topic[T]:
         """An event topic: what is published to it reaches every subscription.
 
@@ -124,11 +125,17 @@ class PulsarTasks:
             key: gives what order is kept by, from the payload.
             partitions: how many the topic is made with; 0: it is not partitioned.
             subscriptions: exist before the first message does, from whichever process comes first.
+            register: make the schema known to the broker with the first publish, so that a publisher whose type does
+                not fit is refused. None: if the broker has words for it (`Topic.unregistered` says why not); True: or
+                refuse the definition; False: never.
 
         Raises:
-            ConfigurationError: the name is malformed, or another topic of this app has it.
+            ConfigurationError: the name is malformed, or another topic of this app has it, or the schema cannot be
+                registered and must.
         """
         topic = Topic(self, name, schema=schema, key=key, partitions=partitions, subscriptions=subscriptions)
+        if register is not False:
+            topic.register(required=bool(register))
         self.add_topic(topic)
         return topic
 
@@ -227,7 +234,8 @@ class PulsarTasks:
             if task.topics.work == topic and task.options.start == "latest"
         } - (frozenset() if known is None else known.subscriptions)
         earliest = self._subscriptions()[topic] - latest
-        connection.broker.declare(topic, earliest, partitions=0 if known is None else known.partitions)
+        partitions, schema = (0, None) if known is None else (known.partitions, known.registered)
+        connection.broker.declare(topic, earliest, partitions=partitions, schema=schema)
         if latest:
             connection.broker.declare(topic, latest, start="latest")
         connection.declared.add(topic)

@@ -15,6 +15,7 @@ PulsarTasksError
 │   ├── AuthenticationError
 │   ├── AuthorizationError
 │   ├── SubscriptionBusyError
+│   ├── IncompatibleSchemaError
 │   └── ClosedError
 ├── ResultTimeoutError          (also a TimeoutError)
 ├── TaskError                   a task failed elsewhere with an exception that cannot be rebuilt here
@@ -84,6 +85,10 @@ class AuthorizationError(BrokerError):
 
 class SubscriptionBusyError(BrokerError):
     """Another consumer holds the subscription in a mode that does not share it."""
+
+
+class IncompatibleSchemaError(BrokerError):
+    """The topic has a schema that this publisher's type does not fit; nothing was sent."""
 
 
 class ClosedError(BrokerError):

@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from pulsartasks.brokers.base import Reader
 from pulsartasks.errors import ClosedError, ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import ETA, Publication, milliseconds
+from pulsartasks.schemas import Schema, describe
 from pulsartasks.serializers import PayloadCodec, is_data
 from pulsartasks.signature import CallOptions, Signature, check_key
 from pulsartasks.topics import DEAD_LETTERS, dead_letter_topic
@@ -54,6 +55,10 @@ class Topic(Generic[T]):
         self.subscriptions = frozenset(subscriptions)
         self._host = host
         self._codec: PayloadCodec[T] = PayloadCodec(schema)
+        self.registered: Schema | None = None
+        """What the broker is told about the payloads."""
+        self.unregistered = ""
+        """Why it is told nothing, if so."""
 
     @cached_property
     def full_name(self) -> str:
@@ -108,6 +113,20 @@ class Topic(Generic[T]):
         )
         self._host.add_topic(topic)
         return topic
+
+    def register(self, *, required: bool) -> None:
+        """Tell the broker of the schema with the first publish. Not for dead letters: calls are given up too, and what
+        was never a payload.
+
+        Raises:
+            ConfigurationError: it is `required`, and the schema cannot be told.
+        """
+        try:
+            self.registered = describe(self.schema)
+        except ConfigurationError as error:
+            if required:
+                raise ConfigurationError(f"topic {self.name!r}: {error}; leave register=True out") from error
+            self.unregistered = str(error)
 
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
         """The message of one payload; see `publish`."""

@@ -14,6 +14,7 @@ from typing import Any
 from pulsartasks.errors import MessageTooLargeError, PulsarTasksError
 from pulsartasks.message import REAL_TOPIC, Publication
 from pulsartasks.options import Mode, Start
+from pulsartasks.schemas import Schema
 
 MAX_MESSAGE_SIZE = 5 * 1024 * 1024 - 8 * 1024
 """Bytes of a message's value, key and headers that may be published: what Pulsar takes by default (maxMessageSize)
@@ -130,11 +131,19 @@ class Broker(ABC):
 
     @abstractmethod
     def declare(
-        self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"
+        self,
+        topic: str,
+        subscriptions: Collection[str],
+        *,
+        partitions: int = 0,
+        start: Start = "earliest",
+        schema: Schema | None = None,
     ) -> None:
         """Make sure that the topic and its subscriptions exist; each that is new begins at `start`.
 
-        Idempotent. `partitions` counts only when the topic is made; 0: not partitioned.
+        Idempotent. `partitions` counts only when the topic is made; 0: not partitioned. `schema` is registered by this
+        process's next publish to the topic, which is an `IncompatibleSchemaError` if it does not fit what is
+        registered; without one anything may be published.
 
         Raises:
             BrokerUnavailableError, AuthenticationError, AuthorizationError, BrokerError
@@ -176,6 +185,7 @@ class Broker(ABC):
 
         Raises:
             PublishTimeoutError: not confirmed within `timeout` seconds; it may or may not have been stored.
+            IncompatibleSchemaError: the schema that the topic was declared with does not fit; nothing was sent.
             MessageTooLargeError, BrokerUnavailableError, AuthorizationError, BrokerError
         """
         [confirmed] = self.publish_many([publication], timeout=timeout)

@@ -15,6 +15,7 @@ PUBLIC = {
     "ClosedError",
     "ConfigurationError",
     "DeadLetter",
+    "IncompatibleSchemaError",
     "InvalidArgumentsError",
     "MaxRetriesExceededError",
     "MessageError",
