@@ -1,6 +1,7 @@
 """Tasks on Apache Pulsar: a decorator maps a function onto a topic and a subscription."""
 
 from pulsartasks.app import PulsarTasks
+from pulsartasks.claims import ClaimCheck
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import (
     AuthenticationError,
@@ -40,6 +41,7 @@ __all__ = [
     "BrokerUnavailableError",
     "CallError",
     "CapabilityError",
+    "ClaimCheck",
     "ClosedError",
     "ConfigurationError",
     "DeadLetter",

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks import plugins
-from pulsartasks.brokers.base import Broker, Reader
+from pulsartasks.brokers.base import Broker, Claims, Reader
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
@@ -60,6 +60,7 @@ class PulsarTasks:
             ``public/default``.
         result_expires: seconds that results are kept; default: a day.
         middleware: goes around every publish and every attempt, the first one outermost.
+        claim_check: a `ClaimCheck`: what is large travels through its blob store; without one it is refused.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class PulsarTasks:
         namespace: str | None = None,
         result_expires: float = 86_400.0,
         middleware: Sequence[Middleware] = (),
+        claim_check: Claims | None = None,
     ) -> None:
         qualify(name, app=name)  # refuses what could not begin a topic's name
         self.name = name
         self.result_expires = result_expires
         self.middleware = tuple(middleware)
+        self.claims = claim_check or Claims()
         self._broker_url = broker
         self._namespace = namespace
         self._tasks: dict[str, Task[..., Any]] = {}
@@ -285,7 +288,7 @@ class PulsarTasks:
     def _publish_many(self, publications: Sequence[Publication], *, timeout: float) -> list[str | PulsarTasksError]:
         for topic in {publication.topic for publication in publications}:
             self.declare(topic)
-        return self.broker.publish_many(publications, timeout=timeout)
+        return self.claims.publish(publications, partial(self.broker.publish_many, timeout=timeout))
 
     def _subscriptions(self) -> Mapping[str, set[str]]:
         """The subscriptions of every topic that tasks and definitions of this app make known."""
@@ -319,7 +322,7 @@ class _Connection:
         self.declared: set[str] = set()
         self.broker = open_broker(app.broker_url)
         self.results: ResultStore = plugins.load("results", "topic").TopicResults(
-            self.broker, topic=app.qualify(f"{app.name}.results"), expires=app.result_expires
+            self.broker, topic=app.qualify(f"{app.name}.results"), expires=app.result_expires, claims=app.claims
         )
         self._inherited = inherited
         atexit.register(self.close)

@@ -48,7 +48,7 @@ class InvalidArgumentsError(CallError, TypeError):
 
 
 class MessageTooLargeError(CallError, ValueError):
-    """The message is larger than the broker takes; put the bytes into a blob store and send their key."""
+    """The message is larger than the broker takes; ``claim_check=`` sends what is large through a blob store."""
 
 
 class MessageError(PulsarTasksError):

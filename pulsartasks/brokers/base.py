@@ -7,12 +7,12 @@ any is gone, as on Pulsar, which is why `Broker.declare` comes before the first 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pulsartasks.errors import MessageTooLargeError, PulsarTasksError
-from pulsartasks.message import REAL_TOPIC, Publication
+from pulsartasks.errors import MessageTooLargeError, PulsarTasksError, UnreadableMessageError
+from pulsartasks.message import CLAIM, REAL_TOPIC, Publication
 from pulsartasks.options import Mode, Start
 from pulsartasks.schemas import Schema
 
@@ -30,8 +30,8 @@ def check_size(publication: Publication) -> MessageTooLargeError | None:
     if size <= MAX_MESSAGE_SIZE + (ROOM_FOR_COPIES if REAL_TOPIC in publication.properties else 0):
         return None
     return MessageTooLargeError(
-        f"a message of {size:,} bytes is above the limit of {MAX_MESSAGE_SIZE:,}; put the bytes into a blob store "
-        "(pulsartasks.contrib.blobs) and send their key"
+        f"a message of {size:,} bytes is above the limit of {MAX_MESSAGE_SIZE:,}; give the app claim_check=, which "
+        "sends what is large through a blob store, or put it there (pulsartasks.contrib.blobs) and send its key"
     )
 
 
@@ -124,6 +124,39 @@ class Reader(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+
+class Claims:
+    """What becomes of a payload that is too large for a message. This one lets it be refused; `ClaimCheck` does not."""
+
+    def publish(
+        self,
+        publications: Sequence[Publication],
+        call_next: Callable[[Sequence[Publication]], list[str | PulsarTasksError]],
+    ) -> list[str | PulsarTasksError]:
+        """Send all by `call_next`, as they were stowed; for each its message id, or what went wrong."""
+        return call_next(publications)
+
+    def stow(self, publication: Publication) -> Publication:
+        """The message to send instead: itself, or one with a claim to its value.
+
+        Raises:
+            PulsarTasksError: the value could not be stored.
+        """
+        return publication
+
+    def fetch(self, value: bytes, headers: Mapping[str, str]) -> bytes:
+        """What was published as the value of this message.
+
+        Raises:
+            UnreadableMessageError: it is gone, or never was there.
+            PulsarTasksError: it cannot be had now; an ``OSError`` too, if it may come back by itself.
+        """
+        if CLAIM in headers:
+            raise UnreadableMessageError(
+                "its payload is in a blob store; give this app claim_check=, with the store of the app that sent it"
+            )
+        return value
 
 
 class Broker(ABC):

@@ -11,7 +11,7 @@ import msgspec
 
 from pulsartasks import message
 from pulsartasks.brokers.base import Delivery
-from pulsartasks.errors import UnreadableMessageError
+from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Request
 from pulsartasks.task import Task
 
@@ -48,7 +48,8 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
     task: Task[..., Any] | None
     """None if the message names a task that is not known here."""
     request: Request
-    unreadable: UnreadableMessageError | None = None
+    unreadable: PulsarTasksError | None = None
+    """Why its arguments are not known."""
 
     @property
     def first_published(self) -> float:

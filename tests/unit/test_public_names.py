@@ -12,6 +12,7 @@ PUBLIC = {
     "BrokerUnavailableError",
     "CallError",
     "CapabilityError",
+    "ClaimCheck",
     "ClosedError",
     "ConfigurationError",
     "DeadLetter",

@@ -69,7 +69,7 @@ ERRORS: Mapping[str, type[PulsarTasksError]] = {
 }
 
 _HINTS: Mapping[str, str] = {
-    "MessageTooBig": "put the bytes into a blob store (pulsartasks.contrib.blobs) and send their key",
+    "MessageTooBig": "give the app claim_check=, which sends what is large through a blob store",
     "ConnectError": "is it running, and do address, TLS authority and host name fit? client_log= in the URL tells more",
     # A token that is missing or wrong shows as a timeout, since the client retries it like a lost connection.
     "Timeout": "it did not answer in time; it is down or overloaded, or does not accept the token",
