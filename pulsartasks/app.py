@@ -61,6 +61,9 @@ class PulsarTasks:
         result_expires: seconds that results are kept; default: a day.
         middleware: goes around every publish and every attempt, the first one outermost.
         claim_check: a `ClaimCheck`: what is large travels through its blob store; without one it is refused.
+
+    Raises:
+        ConfigurationError: one of these is not what it should be.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class PulsarTasks:
         self.name = name
         self.result_expires = result_expires
         self.middleware = tuple(middleware)
+        if not isinstance(claim_check, (Claims, type(None))):
+            raise ConfigurationError(f"app {name!r}: write claim_check=ClaimCheck({claim_check!r})")
         self.claims = claim_check or Claims()
         self._broker_url = broker
         self._namespace = namespace

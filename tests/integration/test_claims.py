@@ -82,6 +82,11 @@ def test_limit_above_what_a_message_may_have_is_refused(above: int) -> None:
         ClaimCheck("blobs", above=above)
 
 
+def test_bare_url_is_refused_with_what_to_write() -> None:
+    with pytest.raises(ConfigurationError, match=r"write claim_check=ClaimCheck\('s3://bucket'\)"):
+        PulsarTasks("shop", claim_check="s3://bucket")  # type: ignore[arg-type]
+
+
 def test_store_that_is_none_is_refused_at_definition() -> None:
     with pytest.raises(ConfigurationError, match="ftp://blobs"):
         ClaimCheck("ftp://blobs")

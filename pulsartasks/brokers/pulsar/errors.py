@@ -77,7 +77,7 @@ _HINTS: Mapping[str, str] = {
     "NotAllowedError": "a policy of the topic or namespace forbids it",
     "ProducerBlockedQuotaExceededError": "the backlog quota of the topic is used up",
     "ProducerBlockedQuotaExceededException": "the backlog quota of the topic is used up",
-    "IncompatibleSchema": "the topic has a schema that this payload does not fit",
+    "IncompatibleSchema": "the topic has a schema, which this publisher's does not fit or which it does not name",
     "ConsumerBusy": "another consumer holds the subscription, or uses it in another mode",
 }
 
