@@ -1,6 +1,7 @@
 """Tasks on Apache Pulsar: a decorator maps a function onto a topic and a subscription."""
 
 from pulsartasks.app import PulsarTasks
+from pulsartasks.claims import ClaimCheck
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import (
     AuthenticationError,
@@ -11,6 +12,7 @@ from pulsartasks.errors import (
     CapabilityError,
     ClosedError,
     ConfigurationError,
+    IncompatibleSchemaError,
     InvalidArgumentsError,
     MaxRetriesExceededError,
     MessageError,
@@ -41,9 +43,11 @@ __all__ = [
     "BrokerUnavailableError",
     "CallError",
     "CapabilityError",
+    "ClaimCheck",
     "ClosedError",
     "ConfigurationError",
     "DeadLetter",
+    "IncompatibleSchemaError",
     "InvalidArgumentsError",
     "MaxRetriesExceededError",
     "MessageError",

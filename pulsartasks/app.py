@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks import plugins
-from pulsartasks.brokers.base import Broker, Reader
+from pulsartasks.brokers.base import Broker, Claims, Reader
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
@@ -60,6 +60,10 @@ class PulsarTasks:
             ``public/default``.
         result_expires: seconds that results are kept; default: a day.
         middleware: goes around every publish and every attempt, the first one outermost.
+        claim_check: a `ClaimCheck`: what is large travels through its blob store; without one it is refused.
+
+    Raises:
+        ConfigurationError: one of these is not what it should be.
     """
 
     def __init__(
@@ -70,11 +74,15 @@ class PulsarTasks:
         namespace: str | None = None,
         result_expires: float = 86_400.0,
         middleware: Sequence[Middleware] = (),
+        claim_check: Claims | None = None,
     ) -> None:
         qualify(name, app=name)  # refuses what could not begin a topic's name
         self.name = name
         self.result_expires = result_expires
         self.middleware = tuple(middleware)
+        if not isinstance(claim_check, (Claims, type(None))):
+            raise ConfigurationError(f"app {name!r}: write claim_check=ClaimCheck({claim_check!r})")
+        self.claims = claim_check or Claims()
         self._broker_url = broker
         self._namespace = namespace
         self._tasks: dict[str, Task[..., Any]] = {}
@@ -115,6 +123,7 @@ class PulsarTasks:
         key: Callable[[T], str | None] | None = None,
         partitions: int = 0,
         subscriptions: Collection[str] = (),
+        register: bool | None = None,
     ) -> Topic[T]:
         """An event topic: what is published to it reaches every subscription.
 
@@ -124,11 +133,17 @@ class PulsarTasks:
             key: gives what order is kept by, from the payload.
             partitions: how many the topic is made with; 0: it is not partitioned.
             subscriptions: exist before the first message does, from whichever process comes first.
+            register: make the schema known to the broker with the first publish, so that a publisher whose type does
+                not fit is refused. None: if the broker has words for it (`Topic.unregistered` says why not); True: or
+                refuse the definition; False: never.
 
         Raises:
-            ConfigurationError: the name is malformed, or another topic of this app has it.
+            ConfigurationError: the name is malformed, or another topic of this app has it, or the schema cannot be
+                registered and must.
         """
         topic = Topic(self, name, schema=schema, key=key, partitions=partitions, subscriptions=subscriptions)
+        if register is not False:
+            topic.register(required=bool(register))
         self.add_topic(topic)
         return topic
 
@@ -227,7 +242,8 @@ class PulsarTasks:
             if task.topics.work == topic and task.options.start == "latest"
         } - (frozenset() if known is None else known.subscriptions)
         earliest = self._subscriptions()[topic] - latest
-        connection.broker.declare(topic, earliest, partitions=0 if known is None else known.partitions)
+        partitions, schema = (0, None) if known is None else (known.partitions, known.registered)
+        connection.broker.declare(topic, earliest, partitions=partitions, schema=schema)
         if latest:
             connection.broker.declare(topic, latest, start="latest")
         connection.declared.add(topic)
@@ -277,7 +293,7 @@ class PulsarTasks:
     def _publish_many(self, publications: Sequence[Publication], *, timeout: float) -> list[str | PulsarTasksError]:
         for topic in {publication.topic for publication in publications}:
             self.declare(topic)
-        return self.broker.publish_many(publications, timeout=timeout)
+        return self.claims.publish(publications, partial(self.broker.publish_many, timeout=timeout))
 
     def _subscriptions(self) -> Mapping[str, set[str]]:
         """The subscriptions of every topic that tasks and definitions of this app make known."""
@@ -311,7 +327,7 @@ class _Connection:
         self.declared: set[str] = set()
         self.broker = open_broker(app.broker_url)
         self.results: ResultStore = plugins.load("results", "topic").TopicResults(
-            self.broker, topic=app.qualify(f"{app.name}.results"), expires=app.result_expires
+            self.broker, topic=app.qualify(f"{app.name}.results"), expires=app.result_expires, claims=app.claims
         )
         self._inherited = inherited
         atexit.register(self.close)

@@ -15,6 +15,7 @@ PulsarTasksError
 │   ├── AuthenticationError
 │   ├── AuthorizationError
 │   ├── SubscriptionBusyError
+│   ├── IncompatibleSchemaError
 │   └── ClosedError
 ├── ResultTimeoutError          (also a TimeoutError)
 ├── WorkerCrashedError          a task took its worker process with it, too often
@@ -49,7 +50,7 @@ class InvalidArgumentsError(CallError, TypeError):
 
 
 class MessageTooLargeError(CallError, ValueError):
-    """The message is larger than the broker takes; put the bytes into a blob store and send their key."""
+    """The message is larger than the broker takes; ``claim_check=`` sends what is large through a blob store."""
 
 
 class MessageError(PulsarTasksError):
@@ -86,6 +87,10 @@ class AuthorizationError(BrokerError):
 
 class SubscriptionBusyError(BrokerError):
     """Another consumer holds the subscription in a mode that does not share it."""
+
+
+class IncompatibleSchemaError(BrokerError):
+    """The topic has a schema that this publisher's type does not fit; nothing was sent."""
 
 
 class ClosedError(BrokerError):

@@ -22,6 +22,8 @@ TASK_ID = "pt-id"
 REPLY_TO = "pt-reply-to"
 ETA = "pt-eta"
 """Milliseconds since the epoch before which the message must not run."""
+CLAIM = "pt-claim"
+"""Where the value is, if it is in a blob store: JSON with `key`, `size` and `sha256`."""
 RESERVED_PREFIX = "pt-"
 
 ATTEMPT = "RECONSUMETIMES"

@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
-from pulsartasks.brokers.base import Reader
+from pulsartasks.brokers.base import Claims, Reader
 from pulsartasks.errors import ClosedError, ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import ETA, Publication, milliseconds
+from pulsartasks.schemas import Schema, describe
 from pulsartasks.serializers import PayloadCodec, is_data
 from pulsartasks.signature import CallOptions, Signature, check_key
 from pulsartasks.topics import DEAD_LETTERS, dead_letter_topic
@@ -23,6 +24,7 @@ class TopicHost(Protocol):
     """What a topic needs of its app."""
 
     name: str
+    claims: Claims
 
     def qualify(self, name: str) -> str: ...
     def publish(self, publication: Publication) -> str: ...
@@ -54,6 +56,10 @@ class Topic(Generic[T]):
         self.subscriptions = frozenset(subscriptions)
         self._host = host
         self._codec: PayloadCodec[T] = PayloadCodec(schema)
+        self.registered: Schema | None = None
+        """What the broker is told about the payloads."""
+        self.unregistered = ""
+        """Why it is told nothing, if so."""
 
     @cached_property
     def full_name(self) -> str:
@@ -89,7 +95,7 @@ class Topic(Generic[T]):
 
         Everybody who tails sees every message. While the connection is away, messages are missed.
         """
-        return Tail(self._host.read(self.full_name), self._codec)
+        return Tail(self._host.read(self.full_name), self._codec, self._host.claims)
 
     def dead_letters(self, subscription: str, *, subscriptions: Collection[str] = ()) -> Topic[T]:
         """The topic of what `subscription` gave up, as one that tasks can subscribe to under the names in
@@ -108,6 +114,20 @@ class Topic(Generic[T]):
         )
         self._host.add_topic(topic)
         return topic
+
+    def register(self, *, required: bool) -> None:
+        """Tell the broker of the schema with the first publish. Not for dead letters: calls are given up too, and what
+        was never a payload.
+
+        Raises:
+            ConfigurationError: it is `required`, and the schema cannot be told.
+        """
+        try:
+            self.registered = describe(self.schema)
+        except ConfigurationError as error:
+            if required:
+                raise ConfigurationError(f"topic {self.name!r}: {error}; leave register=True out") from error
+            self.unregistered = str(error)
 
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
         """The message of one payload; see `publish`."""
@@ -138,9 +158,10 @@ class Topic(Generic[T]):
 class Tail(Generic[T]):
     """Follows a topic; an iterator that ends when it is closed, which any thread may do."""
 
-    def __init__(self, reader: Reader, codec: PayloadCodec[T]) -> None:
+    def __init__(self, reader: Reader, codec: PayloadCodec[T], claims: Claims) -> None:
         self._reader = reader
         self._codec = codec
+        self._claims = claims
         self._closed = threading.Event()
 
     def receive(self, timeout: float) -> T | None:
@@ -148,6 +169,7 @@ class Tail(Generic[T]):
 
         Raises:
             UnreadableMessageError: a message is not of the topic's schema; the next call goes on behind it.
+            PulsarTasksError: its payload is in a blob store that is not to be had; the same.
         """
         if self._closed.is_set():
             return None
@@ -156,7 +178,9 @@ class Tail(Generic[T]):
         except ClosedError:
             self._closed.set()
             return None
-        return None if delivery is None else self._codec.decode(delivery.value)
+        if delivery is None:
+            return None
+        return self._codec.decode(self._claims.fetch(delivery.value, delivery.properties))
 
     def close(self) -> None:
         self._closed.set()

@@ -10,9 +10,21 @@ from pathlib import Path
 
 LAYERS = ("words", "ports", "adapters", "face", "runtime", "edges")
 CORE = LAYERS[:-1]
-WORDS = {"clock", "crashes", "errors", "message", "options", "outcome", "retry", "schedule", "serializers", "topics"}
+WORDS = {
+    "clock",
+    "crashes",
+    "errors",
+    "message",
+    "options",
+    "outcome",
+    "retry",
+    "schedule",
+    "schemas",
+    "serializers",
+    "topics",
+}
 FAMILIES = {"brokers", "middleware", "results"}
-FACE = ("plugins", "context", "result", "signature", "topic", "task", "canvas", "app", "__init__")
+FACE = ("plugins", "claims", "context", "result", "signature", "topic", "task", "canvas", "app", "__init__")
 """In this order: a module of the face imports only those before it."""
 
 MAY_IMPORT = {

@@ -7,13 +7,14 @@ any is gone, as on Pulsar, which is why `Broker.declare` comes before the first 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pulsartasks.errors import MessageTooLargeError, PulsarTasksError
-from pulsartasks.message import REAL_TOPIC, Publication
+from pulsartasks.errors import MessageTooLargeError, PulsarTasksError, UnreadableMessageError
+from pulsartasks.message import CLAIM, REAL_TOPIC, Publication
 from pulsartasks.options import Mode, Start
+from pulsartasks.schemas import Schema
 
 MAX_MESSAGE_SIZE = 5 * 1024 * 1024 - 8 * 1024
 """Bytes of a message's value, key and headers that may be published: what Pulsar takes by default (maxMessageSize)
@@ -29,8 +30,8 @@ def check_size(publication: Publication) -> MessageTooLargeError | None:
     if size <= MAX_MESSAGE_SIZE + (ROOM_FOR_COPIES if REAL_TOPIC in publication.properties else 0):
         return None
     return MessageTooLargeError(
-        f"a message of {size:,} bytes is above the limit of {MAX_MESSAGE_SIZE:,}; put the bytes into a blob store "
-        "(pulsartasks.contrib.blobs) and send their key"
+        f"a message of {size:,} bytes is above the limit of {MAX_MESSAGE_SIZE:,}; give the app claim_check=, which "
+        "sends what is large through a blob store, or put it there (pulsartasks.contrib.blobs) and send its key"
     )
 
 
@@ -125,6 +126,39 @@ class Reader(ABC):
     def close(self) -> None: ...
 
 
+class Claims:
+    """What becomes of a payload that is too large for a message. This one lets it be refused; `ClaimCheck` does not."""
+
+    def publish(
+        self,
+        publications: Sequence[Publication],
+        call_next: Callable[[Sequence[Publication]], list[str | PulsarTasksError]],
+    ) -> list[str | PulsarTasksError]:
+        """Send all by `call_next`, as they were stowed; for each its message id, or what went wrong."""
+        return call_next(publications)
+
+    def stow(self, publication: Publication) -> Publication:
+        """The message to send instead: itself, or one with a claim to its value.
+
+        Raises:
+            PulsarTasksError: the value could not be stored.
+        """
+        return publication
+
+    def fetch(self, value: bytes, headers: Mapping[str, str]) -> bytes:
+        """What was published as the value of this message.
+
+        Raises:
+            UnreadableMessageError: it is gone, or never was there.
+            PulsarTasksError: it cannot be had now; an ``OSError`` too, if it may come back by itself.
+        """
+        if CLAIM in headers:
+            raise UnreadableMessageError(
+                "its payload is in a blob store; give this app claim_check=, with the store of the app that sent it"
+            )
+        return value
+
+
 class Broker(ABC):
     """One process's connection to the broker, safe to use from all its threads, never across a fork."""
 
@@ -135,11 +169,19 @@ class Broker(ABC):
 
     @abstractmethod
     def declare(
-        self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"
+        self,
+        topic: str,
+        subscriptions: Collection[str],
+        *,
+        partitions: int = 0,
+        start: Start = "earliest",
+        schema: Schema | None = None,
     ) -> None:
         """Make sure that the topic and its subscriptions exist; each that is new begins at `start`.
 
-        Idempotent. `partitions` counts only when the topic is made; 0: not partitioned.
+        Idempotent. `partitions` counts only when the topic is made; 0: not partitioned. `schema` is registered by this
+        process's next publish to the topic, which is an `IncompatibleSchemaError` if it does not fit what is
+        registered; without one anything may be published.
 
         Raises:
             BrokerUnavailableError, AuthenticationError, AuthorizationError, BrokerError
@@ -181,6 +223,7 @@ class Broker(ABC):
 
         Raises:
             PublishTimeoutError: not confirmed within `timeout` seconds; it may or may not have been stored.
+            IncompatibleSchemaError: the schema that the topic was declared with does not fit; nothing was sent.
             MessageTooLargeError, BrokerUnavailableError, AuthorizationError, BrokerError
         """
         [confirmed] = self.publish_many([publication], timeout=timeout)

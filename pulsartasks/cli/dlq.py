@@ -11,6 +11,7 @@ from pulsartasks.app import PulsarTasks
 from pulsartasks.cli.common import app_option, opened_app
 from pulsartasks.dead_letters import DeadLetters, Kept
 from pulsartasks.errors import ConfigurationError
+from pulsartasks.message import CLAIM
 
 task_option = click.option("-t", "--task", "task_name", help="Of this task only.  [default: of all tasks]")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
@@ -125,5 +126,12 @@ def _in_full(kept: Kept) -> str:
         ]
     else:  # given up by another client, which tells what it knows in headers
         lines += [f"header     {name}: {value}" for name, value in sorted(kept.delivery.properties.items())]
-    lines += [f"key        {kept.delivery.key}", f"value      {kept.delivery.value.decode(errors='replace')}"]
+    lines += [f"key        {kept.delivery.key}", f"value      {_value(kept)}"]
     return "\n".join([*lines, *(["", story.traceback.rstrip()] if story is not None and story.traceback else [])])
+
+
+def _value(kept: Kept) -> str:
+    headers = kept.delivery.properties
+    if CLAIM in headers:
+        return f"in the blob store: {headers[CLAIM]}"
+    return kept.delivery.value.decode(errors="replace")

@@ -15,9 +15,9 @@ from uuid import uuid4
 import msgspec
 import structlog
 
-from pulsartasks.brokers.base import Broker, Reader
+from pulsartasks.brokers.base import Broker, Claims, Delivery, Reader
 from pulsartasks.errors import ClosedError, PulsarTasksError
-from pulsartasks.message import TASK_ID, Publication, task_id_instant
+from pulsartasks.message import CLAIM, TASK_ID, Publication, task_id_instant
 from pulsartasks.results.base import Result, ResultStore
 
 KEEPER = "keeper"
@@ -37,11 +37,14 @@ _decode = msgspec.json.Decoder(Result).decode
 class TopicResults(ResultStore):
     """Results on the broker that also carries the calls."""
 
-    def __init__(self, broker: Broker, *, topic: str, expires: float = 86_400.0) -> None:
+    def __init__(self, broker: Broker, *, topic: str, expires: float = 86_400.0, claims: Claims | None = None) -> None:
         self._broker = broker
+        self._claims = claims or Claims()
         self._topic = topic
         self._expires = expires
-        self._inbox = _Inbox(broker, topic.replace("persistent://", "non-persistent://", 1) + f"-{uuid4().hex}")
+        self._inbox = _Inbox(
+            broker, topic.replace("persistent://", "non-persistent://", 1) + f"-{uuid4().hex}", self._claims
+        )
         self._declared = False
 
     @property
@@ -51,8 +54,8 @@ class TopicResults(ResultStore):
     def store(self, result: Result, *, reply_to: str | None) -> None:
         self._declare()
         value = msgspec.json.encode(result)
-        kept = Publication(self._topic, value, key=result.id, properties={TASK_ID: result.id})
-        push = [Publication(reply_to, value, properties={TASK_ID: result.id})] if reply_to else []
+        kept = self._claims.stow(Publication(self._topic, value, key=result.id, properties={TASK_ID: result.id}))
+        push = [Publication(reply_to, kept.value, properties=kept.properties)] if reply_to else []
         confirmed, *_ = self._broker.publish_many([kept, *push])
         if isinstance(confirmed, PulsarTasksError):
             raise confirmed
@@ -88,7 +91,8 @@ class TopicResults(ResultStore):
                 patience = 0.0 if found is not None else min(LOOK_AGAIN, max(0.0, until - time.monotonic()))
                 delivery = reader.receive(patience)
                 if delivery is not None and delivery.properties.get(TASK_ID) == task_id:
-                    found = _decode(delivery.value)  # a later one counts: of a replayed dead letter, or a second run
+                    # A later one counts: of a replayed dead letter, or a second run.
+                    found = _decode(self._claims.fetch(delivery.value, delivery.properties))
                 if delivery is None and (found is not None or time.monotonic() >= until):
                     return found
         finally:
@@ -126,9 +130,10 @@ class _Waiter:
 class _Inbox:
     """Hears of results on this process's own topic; it listens from the first `get()` on."""
 
-    def __init__(self, broker: Broker, topic: str) -> None:
+    def __init__(self, broker: Broker, topic: str, claims: Claims) -> None:
         self.topic = topic
         self._broker = broker
+        self._claims = claims
         self._lock = threading.Lock()
         self._waiters: dict[str, _Waiter] = {}
         self._arrived: OrderedDict[str, Result] = OrderedDict()
@@ -182,12 +187,14 @@ class _Inbox:
                 self._complete_since = time.time()
                 continue
             if delivery is not None:
-                self._arrive(delivery.value)
+                self._arrive(delivery)
 
-    def _arrive(self, value: bytes) -> None:
+    def _arrive(self, delivery: Delivery) -> None:
+        if CLAIM in delivery.properties and not self._awaited(delivery.properties.get(TASK_ID, "")):
+            return
         try:
-            result = _decode(value)
-        except msgspec.MsgspecError as error:
+            result = _decode(self._claims.fetch(delivery.value, delivery.properties))
+        except (msgspec.MsgspecError, PulsarTasksError) as error:  # who waits looks by itself, and is told more
             _log.warning("result.unreadable", error=str(error))
             return
         with self._lock:
@@ -200,3 +207,11 @@ class _Inbox:
                 return
             waiter.result = result
         waiter.arrived.set()
+
+    def _awaited(self, task_id: str) -> bool:
+        """Whether somebody waits for it; a large result is else not fetched before somebody asks and looks."""
+        with self._lock:
+            if awaited := task_id in self._waiters:
+                return awaited
+            self._complete_since = time.time()
+            return False

@@ -20,6 +20,7 @@ from pulsartasks.brokers.base import Delivery
 from pulsartasks.context import TaskContext
 from pulsartasks.crashes import CrashStory, message_name
 from pulsartasks.errors import (
+    PulsarTasksError,
     Reject,
     Retry,
     TaskError,
@@ -32,7 +33,7 @@ from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
 from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
 from pulsartasks.results.base import text_of
-from pulsartasks.retry import RetryPolicy, unknown_task_delay
+from pulsartasks.retry import RetryPolicy, backoff, unknown_task_delay
 from pulsartasks.task import Task
 from pulsartasks.worker.guard import Guard
 from pulsartasks.worker.resources import Resources
@@ -57,6 +58,7 @@ class Executor:
         middleware: Sequence[Middleware] = (),
     ) -> None:
         self.guard = Guard(app)
+        self._claims = app.claims
         self._routes = routes
         self._resources = resources
         self._attempt = wrap_execute(middleware, self._call)
@@ -112,8 +114,8 @@ class Executor:
         unreadable = None
         if task is not None:
             try:
-                args, kwargs = _arguments(delivery.value, headers, task)
-            except UnreadableMessageError as error:
+                args, kwargs = _arguments(self._claims.fetch(delivery.value, headers), headers, task)
+            except PulsarTasksError as error:
                 unreadable = error
         id_ = headers.get(message.TASK_ID) or _message_id(delivery, headers, subscription)
         crash_name = message_name(subscription, id_)
@@ -139,7 +141,7 @@ class Executor:
         if run.task is None:
             return _unknown(run)
         if run.unreadable is not None:
-            return Died(run.unreadable, "unreadable")
+            return _unreadable(run, run.unreadable)
         if run.story is not None and (outcome := _verdict(run, run.story, run.task)) is not None:
             return outcome
         alone = run.story is not None and run.story.crashes > 0
@@ -201,6 +203,17 @@ def _arguments(value: bytes, headers: Mapping[str, str], task: Task[..., Any]) -
     if task.event_topic is not None:
         return [task.codec.payload.decode(value)], {}
     return task.codec.decode_keywords(value)
+
+
+def _unreadable(run: Run, error: PulsarTasksError) -> Outcome:
+    """What becomes of a message that cannot be read: none of it is its own fault while the blob store is away."""
+    if isinstance(error, UnreadableMessageError):
+        return Died(error, "unreadable")
+    if isinstance(error, OSError):
+        return Retried(error, backoff(run.request.retries, maximum=60.0))
+    # The store says no, e.g. to the credentials: somebody may mend that, like a task that is not known yet.
+    delay = unknown_task_delay(time.time() - run.first_published, run.request.retries)
+    return Died(error, "unreadable") if delay is None else Retried(error, delay)
 
 
 def _unknown(run: Run) -> Outcome:

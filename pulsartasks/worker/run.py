@@ -12,7 +12,7 @@ import msgspec
 from pulsartasks import message
 from pulsartasks.brokers.base import Delivery
 from pulsartasks.crashes import CrashStory
-from pulsartasks.errors import UnreadableMessageError
+from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Request
 from pulsartasks.task import Task
 
@@ -55,7 +55,8 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
     """Under which it is known in the reports of crashes."""
     story: CrashStory | None = None
     """What they say of it."""
-    unreadable: UnreadableMessageError | None = None
+    unreadable: PulsarTasksError | None = None
+    """Why its arguments are not known."""
 
     @property
     def first_published(self) -> float:

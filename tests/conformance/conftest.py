@@ -41,6 +41,10 @@ class BrokerUnderTest(Protocol):
         """The full names of all topics in the default namespace."""
         ...
 
+    def schemas(self, topic: str) -> list[str]:
+        """The definitions that are registered for the topic, the oldest first."""
+        ...
+
 
 @dataclass
 class Local:
@@ -69,6 +73,12 @@ class Local:
     def topics(self) -> set[str]:
         return {name for (name,) in self._select("SELECT name FROM topics")}
 
+    def schemas(self, topic: str) -> list[str]:
+        query = (
+            "SELECT definition FROM schemas WHERE topic_id = (SELECT id FROM topics WHERE name = ?) ORDER BY version"
+        )
+        return [definition for (definition,) in self._select(query, topic)]
+
     def _select(self, query: str, *values: str) -> list[Any]:
         with closing(sqlite3.connect(self.folder / "broker.db", timeout=30)) as sql:
             return sql.execute(query, values).fetchall()
@@ -92,6 +102,10 @@ class Pulsar:
     def topics(self) -> set[str]:
         found: Any = self.server.admin("GET", "persistent/public/default")
         return set(found)
+
+    def schemas(self, topic: str) -> list[str]:
+        found: Any = self.server.admin("GET", f"schemas/{topic.removeprefix('persistent://')}/schemas")
+        return [each["data"] for each in found["getSchemaResponses"]]
 
     def _stats(self, topic: str) -> Any:
         return self.server.stats(topic)["subscriptions"]

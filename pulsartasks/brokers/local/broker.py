@@ -15,9 +15,16 @@ from pulsartasks.brokers.base import Broker, Consumer, Delivery, Reader, Subscri
 from pulsartasks.brokers.local.presence import Presence
 from pulsartasks.brokers.local.store import Row, Store
 from pulsartasks.clock import Clock, SystemClock
-from pulsartasks.errors import BrokerError, BrokerUnavailableError, ClosedError, PulsarTasksError
+from pulsartasks.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    ClosedError,
+    IncompatibleSchemaError,
+    PulsarTasksError,
+)
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode, Start
+from pulsartasks.schemas import Schema
 
 SAFETY_CHECK = 1.0
 """Seconds after which a consumer looks although nobody woke it, and dead processes are looked for."""
@@ -41,6 +48,8 @@ class LocalBroker(Broker):
         self._path = path
         self._lock = threading.Lock()
         self._consumers: set[LocalConsumer] = set()
+        self._schemas: dict[str, Schema] = {}
+        """Of topics that nothing was published to since they were declared."""
         self._presence: Presence | None = None
         self._closed = False
 
@@ -49,18 +58,26 @@ class LocalBroker(Broker):
         return None if self._path is None else str(self._path)
 
     def declare(
-        self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"
+        self,
+        topic: str,
+        subscriptions: Collection[str],
+        *,
+        partitions: int = 0,
+        start: Start = "earliest",
+        schema: Schema | None = None,
     ) -> None:
         # A new subscription begins behind what is there: a message without a subscription was never kept. So both
         # starts mean the same here, and one file has no partitions.
         self.store.declare(topic, subscriptions)
+        if schema is not None:
+            self._schemas[topic] = schema
 
     def publish_many(
         self, publications: Sequence[Publication], *, timeout: float = 30.0
     ) -> list[str | PulsarTasksError]:
-        refused = {index: error for index, p in enumerate(publications) if (error := check_size(p)) is not None}
-        accepted = [p for index, p in enumerate(publications) if index not in refused]
         try:
+            refused = self._refused(publications)
+            accepted = [p for index, p in enumerate(publications) if index not in refused]
             ids, news = self.store.publish(accepted)
         except BrokerError as error:
             return [error for _ in publications]
@@ -116,6 +133,19 @@ class LocalBroker(Broker):
                 self._wake_consumers(subscription_ids)
             elif (presence := self._presence or self._enter()) is not None:  # closing gives news too
                 presence.wake(process, subscription_ids)
+
+    def _refused(self, publications: Sequence[Publication]) -> dict[int, PulsarTasksError]:
+        """What is not stored, by its place, and why."""
+        drifted = {}
+        for topic in {p.topic for p in publications} & self._schemas.keys():
+            try:
+                self.store.register(topic, self._schemas[topic])
+            except IncompatibleSchemaError as error:
+                drifted[topic] = error
+            else:
+                self._schemas.pop(topic, None)
+        errors = {index: check_size(p) or drifted.get(p.topic) for index, p in enumerate(publications)}
+        return {index: error for index, error in errors.items() if error is not None}
 
     def _open(self, topics: dict[int, str], *, mode: Mode, prefetch: int) -> LocalConsumer:
         consumer_id = self.store.attach(topics, process=self.process, mode=mode)

@@ -23,10 +23,12 @@ from pulsartasks.errors import (
     BrokerUnavailableError,
     ClosedError,
     ConfigurationError,
+    IncompatibleSchemaError,
     SubscriptionBusyError,
 )
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode
+from pulsartasks.schemas import Schema, differences
 
 VERSION = 1
 BUSY_TIMEOUT = 30.0
@@ -63,6 +65,13 @@ CREATE TABLE consumers (id INTEGER PRIMARY KEY AUTOINCREMENT, process TEXT NOT N
 CREATE TABLE attachments (
     subscription_id INTEGER NOT NULL, consumer_id INTEGER NOT NULL, PRIMARY KEY (subscription_id, consumer_id)
 ) WITHOUT ROWID;
+"""
+# Asked of every file, since those of an earlier version have none.
+_SCHEMAS = """
+CREATE TABLE IF NOT EXISTS schemas (
+    topic_id INTEGER NOT NULL, version INTEGER NOT NULL, name TEXT NOT NULL, definition TEXT NOT NULL,
+    PRIMARY KEY (topic_id, version)
+) WITHOUT ROWID
 """
 
 _TAKE = """
@@ -131,6 +140,7 @@ class Store:
                     f"{path} was written by another version of pulsartasks (format {version}, not {VERSION}); "
                     "let that version finish its work, or choose another path"
                 )
+            self._sql.execute(_SCHEMAS)
 
     # Topics and subscriptions
 
@@ -141,6 +151,26 @@ class Store:
                 "INSERT OR IGNORE INTO subscriptions (topic_id, name) VALUES (?, ?)",
                 [(topic_id, name) for name in subscriptions],
             )
+
+    def register(self, topic: str, schema: Schema) -> None:
+        """Add a schema to those of the topic, if it is new.
+
+        Raises:
+            IncompatibleSchemaError: it does not fit the newest one.
+        """
+        with self._transaction():
+            topic_id = self._topic_id(topic)
+            known = self._sql.execute(
+                "SELECT definition FROM schemas WHERE topic_id = ? ORDER BY version", (topic_id,)
+            ).fetchall()
+            if (schema.definition,) in known:
+                return
+            if known and (found := differences(known[-1][0], schema.definition)):
+                raise IncompatibleSchemaError(
+                    f"could not publish to {topic}: its schema does not fit: {'; '.join(found)}"
+                )
+            row = (topic_id, len(known), schema.name, schema.definition)
+            self._sql.execute("INSERT INTO schemas VALUES (?, ?, ?, ?)", row)
 
     def add_reader(self, topic: str, name: str, process: str) -> tuple[int, int]:
         """A subscription that lives as long as `process`; gives its id, and that of the newest message before it."""

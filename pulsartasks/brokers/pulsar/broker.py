@@ -23,6 +23,7 @@ from pulsartasks.brokers.pulsar.settings import PulsarSettings
 from pulsartasks.errors import BrokerUnavailableError, PulsarTasksError, SubscriptionBusyError
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode, Start
+from pulsartasks.schemas import Schema
 from pulsartasks.topics import is_persistent
 
 _TYPES: dict[Mode, Any] = {
@@ -68,9 +69,17 @@ class PulsarBroker(Broker):
         return self._connection.settings.service_url
 
     def declare(
-        self, topic: str, subscriptions: Collection[str], *, partitions: int = 0, start: Start = "earliest"
+        self,
+        topic: str,
+        subscriptions: Collection[str],
+        *,
+        partitions: int = 0,
+        start: Start = "earliest",
+        schema: Schema | None = None,
     ) -> None:
         self._connection.check()
+        if schema is not None:
+            self._publisher.schemas[topic] = schema
         if not is_persistent(topic):
             return  # it stores nothing: neither topic nor subscription outlives its clients
         if partitions:

@@ -14,6 +14,7 @@ from pulsartasks.errors import (
     BrokerError,
     BrokerUnavailableError,
     ClosedError,
+    IncompatibleSchemaError,
     MessageTooLargeError,
     PulsarTasksError,
     SubscriptionBusyError,
@@ -34,7 +35,7 @@ ERRORS: Mapping[str, type[PulsarTasksError]] = {
     "CryptoError": BrokerError,
     "CumulativeAcknowledgementNotAllowedError": BrokerError,
     "ErrorGettingAuthenticationData": AuthenticationError,
-    "IncompatibleSchema": BrokerError,
+    "IncompatibleSchema": IncompatibleSchemaError,
     "InvalidConfiguration": BrokerError,
     "InvalidMessage": BrokerError,
     "InvalidTopicName": BrokerError,
@@ -68,7 +69,7 @@ ERRORS: Mapping[str, type[PulsarTasksError]] = {
 }
 
 _HINTS: Mapping[str, str] = {
-    "MessageTooBig": "put the bytes into a blob store (pulsartasks.contrib.blobs) and send their key",
+    "MessageTooBig": "give the app claim_check=, which sends what is large through a blob store",
     "ConnectError": "is it running, and do address, TLS authority and host name fit? client_log= in the URL tells more",
     # A token that is missing or wrong shows as a timeout, since the client retries it like a lost connection.
     "Timeout": "it did not answer in time; it is down or overloaded, or does not accept the token",
@@ -76,7 +77,7 @@ _HINTS: Mapping[str, str] = {
     "NotAllowedError": "a policy of the topic or namespace forbids it",
     "ProducerBlockedQuotaExceededError": "the backlog quota of the topic is used up",
     "ProducerBlockedQuotaExceededException": "the backlog quota of the topic is used up",
-    "IncompatibleSchema": "the topic has a schema that this payload does not fit",
+    "IncompatibleSchema": "the topic has a schema, which this publisher's does not fit or which it does not name",
     "ConsumerBusy": "another consumer holds the subscription, or uses it in another mode",
 }
 

@@ -24,6 +24,7 @@ from pulsartasks.brokers.base import check_size
 from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
 from pulsartasks.brokers.pulsar.consumer import message_id_text
 from pulsartasks.brokers.pulsar.errors import from_result, translated
+from pulsartasks.brokers.pulsar.schema import JsonBytes, explained
 from pulsartasks.errors import (
     BrokerError,
     BrokerUnavailableError,
@@ -33,6 +34,7 @@ from pulsartasks.errors import (
     PulsarTasksError,
 )
 from pulsartasks.message import Publication
+from pulsartasks.schemas import Schema
 
 MAX_PRODUCERS = 256
 """Producers kept open; beyond it the one unused for longest is closed. Replies need one per calling process."""
@@ -51,6 +53,8 @@ class Publisher:
         self._max_producers = max_producers
         self._lock = threading.Lock()
         self._outlets: OrderedDict[str, _Outlet] = OrderedDict()
+        self.schemas: dict[str, Schema] = {}
+        """What the producers of some topics register."""
 
     def publish_many(self, publications: Sequence[Publication], *, timeout: float) -> list[str | PulsarTasksError]:
         """As `Broker.publish_many`."""
@@ -92,7 +96,7 @@ class Publisher:
         with self._lock:
             outlet = self._outlets.get(topic)
             if outlet is None:
-                outlet = self._outlets[topic] = _Outlet(topic)
+                outlet = self._outlets[topic] = _Outlet(topic, self.schemas.get(topic))
                 _in_background(partial(self._open, outlet))
             self._outlets.move_to_end(topic)
             outlet.users += 1
@@ -129,8 +133,9 @@ class Publisher:
 class _Outlet:
     """What one topic is published through: a producer, or the promise of one."""
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, schema: Schema | None) -> None:
         self.topic = topic
+        self._schema = schema
         self.opening: Future[Any] = Future()
         self.users = 0
 
@@ -140,9 +145,10 @@ class _Outlet:
         return self.opening.exception() if self.opening.done() else None
 
     def open(self, connection: Connection) -> Any:
-        with translated(f"publish to {self.topic}"):
+        with explained(connection, self.topic, self._schema), translated(f"publish to {self.topic}"):
             producer = connection.publishing().create_producer(
                 self.topic,
+                schema=JsonBytes(self._schema) if self._schema is not None else pulsar.schema.BytesSchema(),
                 send_timeout_millis=0,  # our deadline is the only one
                 max_pending_messages=0,  # and so is our window: the client would drop what exceeds its own
                 max_pending_messages_across_partitions=0,
