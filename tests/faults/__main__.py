@@ -73,7 +73,10 @@ def play(scenario: Scenario, setting: Setting) -> Verdict:
         stage = Stage(setting, Path(folder))
         try:
             scenario.play(stage)
-            return stage.finish()
+            verdict = stage.finish()
+            for number in {*verdict.lost[:1], *verdict.early[:1], *verdict.disordered[:1], *verdict.unexplained[:1]}:
+                print("\n".join([f"    {number}:", *(f"      {line}" for line in stage.story(number))]), flush=True)
+            return verdict
         finally:
             stage.close()
 

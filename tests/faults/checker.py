@@ -50,9 +50,13 @@ class Fault:
     until: float
     acks: float
     """Seconds before `at` whose acknowledgements may have been lost."""
+    in_order: bool = False
+    """The process stopped as it should, so that only what waited in its place for its next attempt is struck."""
 
     def strikes(self, run: Run) -> bool:
         """Whether it leaves the broker in doubt of the attempt."""
+        if self.in_order:
+            return self.pid == run.pid and run.ended is not None and run.settled == float("inf")
         mine = self.pid in (0, run.pid)
         return mine and run.began <= self.until and run.settled >= self.at - self.acks
 
@@ -89,6 +93,8 @@ class History:
                 case Kind.KILLED if entry.pid not in history.deaths:
                     history.deaths[entry.pid] = entry.at
                     history.faults.append(Fault(entry.pid, entry.at, float("inf"), ACK_WINDOW))
+                case Kind.STOPPED:
+                    history.faults.append(Fault(entry.pid, entry.at, float("inf"), 0.0, in_order=True))
                 case Kind.OUTAGE:
                     history.faults.append(Fault(entry.pid, entry.at, entry.until, entry.run / 1000))
         for number, found in history.runs.items():
@@ -125,9 +131,9 @@ class Verdict:
     duplicates: int
     """Attempts beyond the first of each number of attempt."""
     in_flight: int
-    """Attempts and sendings in flight at a fault, each of which may come once more."""
+    """Attempts and sendings in flight at a fault, and the planned attempts behind them: what may come once more."""
     unsure_acks: int
-    """Attempts that had ended then, but whose acknowledgement may not have been stored."""
+    """The same for attempts that had ended then, but whose acknowledgement may not have been stored."""
     unexplained: Sequence[int]
     """Tasks with more duplicates than faults of their own."""
 
@@ -166,8 +172,8 @@ def check(entries: Iterable[Entry], plan: Plan, expected: int, dead: Collection[
         disordered=sorted(set(_disordered(history, plan))),
         dead=len(set(dead)),
         duplicates=sum(sum(counts.values()) for counts in extra.values()),
-        in_flight=sum(sum(r.in_flight.values()) for r in reasons.values()),
-        unsure_acks=sum(sum(r.unsure_acks.values()) for r in reasons.values()),
+        in_flight=sum(_following(r.in_flight, plan(number).failures) for number, r in reasons.items()),
+        unsure_acks=sum(_following(r.unsure_acks, plan(number).failures) for number, r in reasons.items()),
         unexplained=sorted(
             number
             for number, counts in extra.items()
@@ -200,6 +206,11 @@ class _Reasons:
     def up_to(self, attempt: int) -> int:
         """How many more runs of `attempt` there may be: what makes an earlier attempt run twice makes this one, too."""
         return sum(n for counter in (self.in_flight, self.unsure_acks) for a, n in counter.items() if a <= attempt)
+
+
+def _following(counts: Counter[int], failures: int) -> int:
+    """What is in doubt at one attempt makes that and all later ones run again."""
+    return sum(n * (failures + 2 - max(1, attempt)) for attempt, n in counts.items())
 
 
 def _note_settled(runs: Sequence[Run], *, in_place: bool) -> None:

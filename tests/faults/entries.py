@@ -31,6 +31,9 @@ class Kind(IntEnum):
     OUTAGE = 7
     """From `at` until `until` the process `pid` (0: every one) and the broker could not be sure of one another; what
     was acknowledged in the last `run` milliseconds before it may have been lost as well."""
+    STOPPED = 8
+    """The process `pid` was told to finish what it runs and to exit, which a task that waits for its next attempt in
+    its place does not hinder: it begins anew elsewhere."""
 
 
 class Entry(NamedTuple):

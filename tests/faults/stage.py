@@ -23,8 +23,9 @@ from tests.faults.entries import Entry, EntryFile, Kind
 from tests.faults.plan import PLANS
 from tests.services import CHECKOUT, PulsarServer, wait_until
 
-QUIET = 2.0
-"""Seconds without news after which nothing more is expected to run again."""
+QUIET = 1.5
+"""Seconds without news after which nothing more is expected to run again: a local broker looks for dead processes once
+a second."""
 WORKER = "tests.faults.tasks:app"
 
 
@@ -65,8 +66,7 @@ class Stage:
             tasks.ENTRIES: str(self.entries.path),
             tasks.PLAN: setting.plan,
         }
-        self.publisher = subprocess.Popen(["true"])
-        """The latest publisher."""
+        self._publishers: list[subprocess.Popen[bytes]] = []
         self._finished: set[int] = set()
 
     # Playing
@@ -75,8 +75,9 @@ class Stage:
         """Start a process that calls the tasks from `first` on."""
         command = [sys.executable, "-m", "tests.faults.publisher"]
         command += [str(first), str(self.setting.tasks), str(self.setting.rate)]
-        self.publisher = subprocess.Popen(command, cwd=CHECKOUT, env={**os.environ, **self._environment})
-        self._stack.callback(_end, self.publisher)
+        publisher = subprocess.Popen(command, cwd=CHECKOUT, env={**os.environ, **self._environment})
+        self._publishers.append(publisher)
+        self._stack.callback(_end, publisher)
 
     def start_worker(self, *arguments: str, url: str | None = None) -> WorkerProcess:
         env = {**self._environment, "PULSARTASKS_BROKER": url or self.setting.url}
@@ -92,6 +93,11 @@ class Stage:
     def topics(self) -> list[str]:
         """The topics that the tasks are called through, by their full names."""
         return [topic for t in self._app.tasks.values() for topic in (t.topics.calls, t.topics.retry, t.topics.delayed)]
+
+    @property
+    def publisher(self) -> subprocess.Popen[bytes]:
+        """The latest publisher."""
+        return self._publishers[-1]
 
     @property
     def going(self) -> bool:
@@ -123,9 +129,9 @@ class Stage:
 
     # Faults
 
-    def note_kill(self, *pids: int, at: float | None = None) -> None:
-        """Write down that processes are killed, now or just after the instant `at`."""
-        self.entries.write(*(Entry(Kind.KILLED, at or time.time(), pid=pid) for pid in pids))
+    def note(self, kind: Kind, *pids: int, at: float | None = None) -> None:
+        """Write down that processes are killed (or stopped), now or just after the instant `at`."""
+        self.entries.write(*(Entry(kind, at or time.time(), pid=pid) for pid in pids))
 
     @contextmanager
     def outage(self, *workers: WorkerProcess, acks: float = ACK_WINDOW) -> Iterator[None]:
@@ -151,6 +157,17 @@ class Stage:
         dead = self._dead()
         self._look()
         return check(self._history, PLANS[self.setting.plan], self.setting.tasks, dead)
+
+    def story(self, number: int) -> list[str]:
+        """What happened to one task, for who looks for the cause."""
+        mine = [entry for entry in self._history if entry.number == number and entry.kind < Kind.KILLED]
+        pids = {entry.pid for entry in mine} | {0}
+        faults = [e for e in self._history if e.kind >= Kind.KILLED and e.pid in pids]
+        return [
+            f"{e.at:.3f} {e.kind.name.lower()} attempt {e.attempt} in process {e.pid}"
+            + (f" until {e.until:.3f}" if e.until else "")
+            for e in sorted(mine + faults, key=lambda entry: entry.at)
+        ]
 
     def close(self) -> None:
         self._stack.close()

@@ -51,6 +51,10 @@ class Story:
         self._entries.append(Entry(Kind.KILLED, at, pid=pid))
         return self
 
+    def stopped(self, pid: int, at: float) -> Story:
+        self._entries.append(Entry(Kind.STOPPED, at, pid=pid))
+        return self
+
     def outage(self, at: float, until: float, *, pid: int = 0, acks: float = 0.25) -> Story:
         self._entries.append(Entry(Kind.OUTAGE, at, pid=pid, run=int(acks * 1000), until=until))
         return self
@@ -193,6 +197,16 @@ def test_sending_in_doubt_explains_a_second_run() -> None:
         assert (verdict.complaints, verdict.in_flight) == ([], 1)
 
 
+def test_sending_in_doubt_explains_all_attempts_of_the_copy() -> None:
+    story = Story().sent(RETRIED, 0.0, confirmed=None).sent(RETRIED, 1.0, confirmed=1.1)
+    for began in (2.0, 3.0):
+        story.ran(RETRIED, began, began + 0.1, done=False).ran(RETRIED, began + 0.5, began + 0.6, attempt=2)
+
+    verdict = story.verdict()
+
+    assert (verdict.complaints, verdict.duplicates, verdict.in_flight) == ([], 2, 2)
+
+
 def test_attempt_that_runs_again_explains_its_retry_running_again() -> None:
     story = Story(RETRIED).ran(RETRIED, 1, None).killed(1, 1.5)
     for began in (2.0, 3.0):
@@ -212,7 +226,7 @@ def test_attempt_waiting_in_place_begins_anew_after_a_kill() -> None:
     verdict = story.verdict()
 
     assert verdict.complaints == []
-    assert (verdict.duplicates, verdict.in_flight) == (1, 1)
+    assert (verdict.duplicates, verdict.in_flight) == (1, 2)
 
 
 def test_crash_in_a_retry_in_place_has_all_attempts_made_anew() -> None:
@@ -223,7 +237,15 @@ def test_crash_in_a_retry_in_place_has_all_attempts_made_anew() -> None:
     verdict = story.verdict()
 
     assert verdict.complaints == []
-    assert (verdict.duplicates, verdict.in_flight) == (2, 2)
+    assert (verdict.duplicates, verdict.in_flight) == (2, 3)
+
+
+def test_stop_in_order_explains_only_what_waited_in_its_place() -> None:
+    story = Story(RETRIED_IN_PLACE, PLAIN).ran(RETRIED_IN_PLACE, 1, 1.1, done=False).ran(PLAIN, 1, 1.2)
+    story.stopped(1, 1.2).ran(RETRIED_IN_PLACE, 2, 2.1, pid=2, done=False).ran(PLAIN, 2, 3, pid=2)
+    story.ran(RETRIED_IN_PLACE, 3, 4, pid=2, attempt=2)
+
+    assert story.verdict().unexplained == [PLAIN]
 
 
 def test_more_attempts_than_planned_are_unexplained() -> None:
