@@ -21,8 +21,8 @@ from tests.services import LOOPBACK
 
 EVERY = 1.0
 """Seconds between two kills."""
-RECONNECT = 0.5
-"""Seconds in which clients are back when the broker only moved a topic."""
+RECONNECT = 0.7
+"""Seconds after an outage in which clients connect again, and in which they start what they had received before it."""
 PERSISTED = 1.0
 """Seconds before a Pulsar is killed whose acknowledgements may not have reached its disk."""
 
@@ -72,6 +72,7 @@ def restart_broker(stage: Stage) -> None:
         with stage.outage(acks=PERSISTED if kill else ACK_WINDOW):
             server.restart(kill=kill)
             wait_until_connected(*workers)
+            stage.wait(RECONNECT)
     stage.wait(stage.setting.patience)
 
 
@@ -125,6 +126,7 @@ def spoil_network(stage: Stage) -> None:
             stage.wait(EVERY)
             proxy.restore()
             wait_until_connected(bad)
+            stage.wait(RECONNECT)
         turn += 1
 
 
