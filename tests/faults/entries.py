@@ -64,6 +64,7 @@ class EntryFile:
     def new(self) -> list[Entry]:
         """What was written since the last time."""
         size = os.fstat(self._file).st_size
+        size -= size % _FORMAT.size  # a write of several is seen growing
         found = os.pread(self._file, size - self._read, self._read)
         self._read = size
         return [
