@@ -30,6 +30,8 @@ class Proxy:
         self._open.set()
         self.delay = 0.0
         """Seconds by which each piece of data is late."""
+        self.passed = 0
+        """Bytes that came from the broker."""
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def cut(self) -> None:
@@ -90,6 +92,7 @@ class Proxy:
                 if self.delay:
                     time.sleep(self.delay)
                 target.sendall(data.replace(self._truth, self._lie))
+                self.passed += len(data) if source.getpeername()[1] == self._broker else 0
         for end in (source, target):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

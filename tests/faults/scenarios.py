@@ -128,6 +128,7 @@ def spoil_network(stage: Stage) -> None:
             wait_until_connected(bad)
             stage.wait(RECONNECT)
         turn += 1
+    assert proxy.passed > 10 * stage.setting.tasks, f"only {proxy.passed} bytes went through the proxy"
 
 
 def fill_disk(stage: Stage) -> None:
