@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, get_args
@@ -43,6 +44,8 @@ class TaskKeywords(TypedDict, total=False):
     concurrency: int | None
     prefetch: int | None
     ignore_result: bool
+    once: bool
+    once_for: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,10 @@ class TaskOptions:
     """Messages that wait in the process beyond those running; default: max(2 x concurrency, 16)."""
     ignore_result: bool = False
     """Store no result; the call returns a handle whose ``get()`` says so."""
+    once: bool = False
+    """Effectively once: what has succeeded under an id does not run again under it, delivered or published anew."""
+    once_for: float = 3600.0
+    """Seconds for which that is remembered, by all workers of the app."""
 
     @property
     def ordered(self) -> bool:
@@ -131,12 +138,15 @@ class TaskOptions:
             "retry_backoff": (_is_seconds, "True, False, or the seconds to begin with"),
             "retry_backoff_max": (_is_seconds, "seconds, 0 or more"),
             "default_retry_delay": (_is_seconds, "seconds, 0 or more"),
+            "once_for": (lambda seconds: _is_seconds(seconds) and 0 < seconds < math.inf, "seconds, more than 0"),
         }
         for option, (accepts, wanted) in checks.items():
             if not accepts(getattr(self, option)):
                 yield f"{option} must be {wanted}, not {getattr(self, option)!r}"
         if self.mode in ("exclusive", "failover") and self.concurrency not in (None, 1):
             yield f"{self.mode} runs one message at a time; leave concurrency out, or use key_shared"
+        if self.once and self.ack != "late":
+            yield f"once=True records a success before the acknowledgement, so ack={self.ack!r} must be left out"
 
 
 def check_names(given: Collection[str], known: Collection[str], *, what: str) -> None:

@@ -56,6 +56,8 @@ class ConsumerThreads(ABC):
         self._stopping = threading.Event()
         self._standing_by = threading.Event()
         self._failed: Callable[[BaseException], None] = _log_failure
+        self.prepare: Callable[[], None] = _nothing
+        """What has to succeed, as often as it takes, before the first message is received."""
         self._aside: Mapping[str, str] = {}
         """Where messages of a topic are put back, if not to that topic, which others would get them from again."""
 
@@ -99,6 +101,7 @@ class ConsumerThreads(ABC):
             try:
                 for topic in self.subscription.topics:
                     self._app.declare(topic)
+                self.prepare()
                 self._consumer = self._app.broker.subscribe(self.subscription)
             except SubscriptionBusyError as error:
                 if not self._standing_by.is_set():
@@ -307,6 +310,10 @@ class Forwarder(ConsumerThreads):
             else:
                 delivery.acknowledge()
                 return
+
+
+def _nothing() -> None:
+    """Needs no preparation."""
 
 
 def _log_failure(error: BaseException) -> None:

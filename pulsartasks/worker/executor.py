@@ -21,10 +21,12 @@ from pulsartasks.context import TaskContext
 from pulsartasks.errors import Reject, Retry, TaskError, UnknownTaskError, UnreadableMessageError
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
-from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
+from pulsartasks.outcome import Died, Outcome, Retried, Skipped, Succeeded
 from pulsartasks.results.base import text_of
 from pulsartasks.retry import unknown_task_delay
 from pulsartasks.task import Task
+from pulsartasks.worker.copies import Copies
+from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route, Run
 from pulsartasks.worker.settlement import Settler
@@ -44,12 +46,17 @@ class Executor:
         app: PulsarTasks,
         routes: Mapping[tuple[str, str], Route],
         resources: Resources,
-        middleware: Sequence[Middleware] = (),
+        middleware: Sequence[Middleware],
+        once: Once,
     ) -> None:
         self._routes = routes
         self._resources = resources
         self._attempt = wrap_execute(middleware, self._call)
-        self._settler = Settler(app)
+        self._skip_done = wrap_execute(middleware, lambda _: Skipped("done"))
+        self._skip_copy = wrap_execute(middleware, lambda _: Skipped("copy"))
+        self._once = once
+        self._copies = Copies()
+        self._settler = Settler(app, once)
         self._loop = _LoopThread()
 
     def execute(
@@ -77,6 +84,8 @@ class Executor:
                 delivery.release()
             return postponed
         finally:
+            if self._once.wanted:
+                self._once.release(run)
             reset_contextvars(**context)
 
     def stop(self) -> None:
@@ -119,8 +128,13 @@ class Executor:
             return _unknown(run)
         if run.unreadable is not None:
             return Died(run.unreadable, "unreadable")
+        attempt = self._attempt
+        if message.ATTEMPT in run.headers and self._copies.is_second(run):
+            attempt = self._skip_copy
+        elif run.task.options.once and not self._once.claim(run, lasting=run.task.options.once_for):
+            attempt = self._skip_done
         try:
-            return self._attempt(run.request)
+            return attempt(run.request)
         except Exception as error:  # noqa: BLE001 - a middleware's: what the task raises is an outcome already
             return Died(error, "failed")
 
@@ -174,6 +188,8 @@ def _report(outcome: Outcome, seconds: float) -> None:
                 error=text_of(error, repr),
                 exc_info=error if reason == "failed" else None,
             )
+        case Skipped(reason):
+            _log.info("message.skipped", reason=reason)
         case _:
             assert_never(outcome)
 

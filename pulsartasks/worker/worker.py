@@ -20,6 +20,7 @@ from pulsartasks.task import Task
 from pulsartasks.topics import short_name
 from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
 from pulsartasks.worker.executor import Executor
+from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route
 
@@ -63,7 +64,9 @@ class Worker:
         self.app = app
         self._tasks = _select(app, topics)
         self._resources = Resources(app.resources)
-        self._executor = Executor(app, _routes(self._tasks), self._resources, [*middleware, *app.middleware])
+        self._once = Once(app, self._tasks)
+        layers = [*middleware, *app.middleware]
+        self._executor = Executor(app, _routes(self._tasks), self._resources, layers, self._once)
         self._consumers = self._make_consumers(concurrency)
         self._stopped = threading.Event()
 
@@ -84,6 +87,8 @@ class Worker:
         """
         self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
         for consumer in self._consumers:
+            if self._once.wanted:
+                consumer.prepare = self._once.catch_up
             consumer.start(failed or _log_failure)
         if not all(task.options.ignore_result for task in self._tasks):
             threading.Thread(target=self._expire_results, name="pulsartasks-expiry", daemon=True).start()
@@ -102,6 +107,7 @@ class Worker:
         deadline = time.monotonic() + grace
         finished = all(consumer.join(deadline) for consumer in self._consumers)
         self._executor.stop()
+        self._once.close()
         for consumer in self._consumers:
             consumer.close()
         if finished:

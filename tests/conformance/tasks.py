@@ -23,7 +23,7 @@ MODES: tuple[Mode, ...] = ("shared", "exclusive", "failover", "key_shared")
 
 
 def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
-    """An app with a task for each mode, called as the mode, and `early`; all of them do what they are told."""
+    """An app with a task for each mode, called as the mode, and `early` and `once`; all do what they are told."""
     app = PulsarTasks(name, broker)
 
     def act(context: TaskContext, label: str, deed: Deed = "succeed", seconds: float = 0.0, times: int = 1) -> str:
@@ -46,6 +46,7 @@ def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
     for mode in MODES:
         app.task(name=mode, bind=True, mode=mode, key=key, autoretry_for=(OSError,), default_retry_delay=0.3)(act)
     app.task(name="early", bind=True, ack="early")(act)
+    app.task(name="once", bind=True, once=True)(act)
     return app
 
 
