@@ -22,6 +22,7 @@ from pulsartasks.errors import (
     Retry,
     SubscriptionBusyError,
     TaskError,
+    UnacknowledgedError,
     UnknownTaskError,
     UnreadableMessageError,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "TaskContext",
     "TaskError",
     "Topic",
+    "UnacknowledgedError",
     "UnknownTaskError",
     "UnreadableMessageError",
 ]

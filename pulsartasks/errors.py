@@ -17,6 +17,7 @@ PulsarTasksError
 │   ├── SubscriptionBusyError
 │   └── ClosedError
 ├── ResultTimeoutError          (also a TimeoutError)
+├── UnacknowledgedError         a task with ack="manual" ended without self.ack()
 ├── TaskError                   a task failed elsewhere with an exception that cannot be rebuilt here
 └── MaxRetriesExceededError
 
@@ -96,6 +97,10 @@ class ResultTimeoutError(PulsarTasksError, TimeoutError):
 
 class TaskError(PulsarTasksError):
     """A task failed with an exception whose type cannot be rebuilt here; the text names it."""
+
+
+class UnacknowledgedError(PulsarTasksError):
+    """A task with ``ack="manual"`` returned without ``self.ack()``, or called it when it had ended."""
 
 
 class MaxRetriesExceededError(PulsarTasksError):

@@ -13,7 +13,7 @@ from pulsartasks.retry import RetryPolicy
 from pulsartasks.topics import is_name, is_topic
 
 Mode = Literal["shared", "exclusive", "failover", "key_shared"]
-Ack = Literal["late", "early"]
+Ack = Literal["late", "early", "manual"]
 Start = Literal["earliest", "latest"]
 
 ORDERED: frozenset[str] = frozenset({"exclusive", "failover", "key_shared"})
@@ -65,7 +65,8 @@ class TaskOptions:
     key: Callable[..., str | None] | None = None
     """Called with the task's arguments; gives what order is kept by."""
     ack: Ack = "late"
-    """``late``: after the task ran, so at least once; ``early``: before it, so at most once."""
+    """``late``: after the task ran, so at least once; ``early``: before it, so at most once; ``manual``: by
+    ``self.ack()``."""
     start: Start = "earliest"
     """Where a subscription begins that did not exist before."""
     max_retries: int | None = 3
@@ -121,7 +122,7 @@ class TaskOptions:
         """What is wrong, first things first: a check may rely on those before it."""
         checks: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "mode": (get_args(Mode).__contains__, f"one of {', '.join(get_args(Mode))}"),
-            "ack": (get_args(Ack).__contains__, "'late' or 'early'"),
+            "ack": (get_args(Ack).__contains__, "'late', 'early' or 'manual'"),
             "start": (get_args(Start).__contains__, "'earliest' or 'latest'"),
             "key": (lambda key: key is None or callable(key), "a function of the task's arguments"),
             "subscription": (lambda name: name is None or is_name(name), "a name of letters, digits and . _ - only"),
@@ -145,6 +146,8 @@ class TaskOptions:
                 yield f"{option} must be {wanted}, not {getattr(self, option)!r}"
         if self.mode in ("exclusive", "failover") and self.concurrency not in (None, 1):
             yield f"{self.mode} runs one message at a time; leave concurrency out, or use key_shared"
+        if self.ack == "manual" and not self.bind:
+            yield "ack='manual' is done by self.ack(); write bind=True, and self as the first parameter"
         if self.once and self.ack != "late":
             yield f"once=True records a success before the acknowledgement, so ack={self.ack!r} must be left out"
 

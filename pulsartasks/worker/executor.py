@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -17,8 +18,8 @@ from typing_extensions import assert_never
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
-from pulsartasks.context import TaskContext
-from pulsartasks.errors import Reject, Retry, TaskError, UnknownTaskError, UnreadableMessageError
+from pulsartasks.context import Acknowledgement, TaskContext
+from pulsartasks.errors import Reject, Retry, TaskError, UnacknowledgedError, UnknownTaskError, UnreadableMessageError
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
 from pulsartasks.outcome import Died, Outcome, Retried, Skipped, Succeeded
@@ -36,6 +37,8 @@ SETTLE_PATIENCE = 60.0
 Where order is kept there is no end to it: what comes behind must wait anyway."""
 
 _log = structlog.get_logger("pulsartasks")
+_delivery: ContextVar[Delivery] = ContextVar("delivery")
+"""What runs in this thread, where its task acknowledges it itself; the middleware in between does not hand it on."""
 
 
 class Executor:
@@ -133,6 +136,8 @@ class Executor:
             attempt = self._skip_copy
         elif run.task.options.once and not self._once.claim(run, lasting=run.task.options.once_for):
             attempt = self._skip_done
+        if run.task.options.ack == "manual":
+            _delivery.set(run.delivery)
         try:
             return attempt(run.request)
         except Exception as error:  # noqa: BLE001 - a middleware's: what the task raises is an outcome already
@@ -145,19 +150,29 @@ class Executor:
         args, kwargs = request.args, dict(request.kwargs)
         for name, kind in task.injected.items():
             kwargs[name] = self._resources[kind]
+        acknowledgement = None
         if task.options.bind:
-            args = [TaskContext(request, policy), *args]
+            acknowledgement = Acknowledgement(_delivery.get().acknowledge) if task.options.ack == "manual" else None
+            args = [TaskContext(request, policy, acknowledgement), *args]
         try:
             value = task.function(*args, **kwargs)
-            return Succeeded(self._loop.run(_contained(value)) if task.is_async else value)
+            if task.is_async:
+                value = self._loop.run(_contained(value))
+            if acknowledgement is not None and not acknowledgement.end():
+                raise UnacknowledgedError(f"{request.task}[{request.id}] returned without self.ack()")
+            return Succeeded(value)
         except Retry as verb:
             return Retried(verb.cause or verb, max(0.0, verb.delay))
         except Reject as verb:
             return Died(verb, "rejected")
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a task does not end its worker
-            if policy.covers(error) and policy.has_left(request.retries):
+            unacknowledged = isinstance(error, UnacknowledgedError)
+            if (unacknowledged or policy.covers(error)) and policy.has_left(request.retries):
                 return Retried(error, policy.delay(request.retries, random.random))
             return Died(error, "failed")
+        finally:
+            if acknowledgement is not None:
+                acknowledgement.end()
 
 
 def _arguments(value: bytes, headers: Mapping[str, str], task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -33,6 +33,7 @@ PUBLIC = {
     "TaskContext",
     "TaskError",
     "Topic",
+    "UnacknowledgedError",
     "UnknownTaskError",
     "UnreadableMessageError",
 }
