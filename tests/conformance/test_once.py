@@ -13,9 +13,11 @@ from pulsartasks import PulsarTasks, Task, TaskContext
 from pulsartasks.dead_letters import DeadLetters
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode
+from pulsartasks.worker import once
+from pulsartasks.worker.worker import Worker
 from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
-from tests.services import wait_until
+from tests.services import PulsarServer, wait_until
 
 
 @pytest.fixture
@@ -78,12 +80,12 @@ def test_worker_knows_at_once_what_has_succeeded_in_another(
     start_worker(other_app, concurrency=1)
 
     for _ in range(4):
-        for number in range(8):
+        for number in range(4):
             pay.apply_async((f"order-{number}",), task_id=f"order-{number}").get(timeout=30)
 
     pay.delay("last").get(timeout=30)
     wait_until(lambda: "last" in record.labels(), "the last one did not run")
-    assert sorted(record.labels()) == ["last", *(f"order-{number}" for number in range(8))]
+    assert sorted(record.labels()) == ["last", *(f"order-{number}" for number in range(4))]
 
 
 def test_copies_that_arrive_together_in_one_process_run_once(
@@ -185,17 +187,17 @@ def test_call_that_is_retried_succeeds_once(
 def test_call_whose_worker_was_killed_runs_again(
     acting: PulsarTasks, start_process: StartProcess, start_worker: Workers, record: Record
 ) -> None:
-    once = acting.tasks["once"]
+    pay = acting.tasks["once"]
     worker = start_process("once")
-    once.apply_async(("killed",), {"seconds": 1.0}, task_id="order-1")
+    pay.apply_async(("killed",), {"seconds": 1.0}, task_id="order-1")
     record.wait_for_labels("killed", ended=False)
 
     worker.kill()
     start_worker(acting, topics=["once"])
 
     record.wait_for_labels("killed")
-    once.apply_async(("killed",), task_id="order-1")
-    once.apply_async(("next",)).get(timeout=30)
+    pay.apply_async(("killed",), task_id="order-1")
+    pay.apply_async(("next",)).get(timeout=30)
     assert record.labels() == ["killed", "killed", "next"]
 
 
@@ -242,6 +244,42 @@ def test_retries_of_a_replayed_dead_letter_are_no_second_copies(
     list(DeadLetters(app, connect).replay())
 
     assert [run.attempt for run in record.wait_for(4)] == [1, 2, 1, 2]
+
+
+def test_records_are_let_go_when_no_task_asks_for_them_any_more(
+    broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(once, "TEND_EVERY", 0.1)
+    monkeypatch.setattr(once, "KEPT_AT_LEAST", 0.0)
+    pay = _define_pay(app, record, once_for=0.5)
+    start_worker(app)
+
+    for order in ("tea", "cups"):
+        pay.delay(order).get(timeout=30)
+
+    wait_until(lambda: broker.backlog(app.qualify(f"{app.name}.once-done"), once.KEEPER) == 0, "they are still kept")
+
+
+@pytest.mark.pulsar
+def test_successes_are_known_after_the_broker_moved_their_topic(
+    pulsar_server: PulsarServer, name: str, record: Record
+) -> None:
+    app = PulsarTasks(name, pulsar_server.service_url)
+    pay = _define_pay(app, record)
+    worker = Worker(app)
+    worker.start()
+    pay.apply_async(("before",), task_id="order-0").get(timeout=60)
+
+    for number in range(1, 3):
+        pulsar_server.unload(app.qualify(f"{name}.once-done"))
+        pay.apply_async(("tea",), task_id=f"order-{number}").get(timeout=60)
+        for known in range(number + 1):
+            pay.apply_async(("again",), task_id=f"order-{known}")
+    pay.delay("last").get(timeout=60)
+    worker.stop()
+    app.close()
+
+    assert record.labels() == ["before", "tea", "tea", "last"]
 
 
 def test_app_without_once_tasks_makes_no_topic_for_them(
