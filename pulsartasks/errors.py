@@ -20,6 +20,7 @@ PulsarTasksError
 ├── ResultTimeoutError          (also a TimeoutError)
 ├── WorkerCrashedError          a task took its worker process with it, too often
 ├── TimeLimitExceeded           (also a TimeoutError) a task's process was killed by its hard time limit
+├── UnacknowledgedError         a task with ack="manual" ended without self.ack()
 ├── TaskError                   a task failed elsewhere with an exception that cannot be rebuilt here
 └── MaxRetriesExceededError
 
@@ -111,6 +112,10 @@ class TimeLimitExceeded(PulsarTasksError, TimeoutError):  # noqa: N818 - Celery'
 
 class TaskError(PulsarTasksError):
     """A task failed with an exception whose type cannot be rebuilt here; the text names it."""
+
+
+class UnacknowledgedError(PulsarTasksError):
+    """A task with ``ack="manual"`` returned without ``self.ack()``, or called it when it had ended."""
 
 
 class MaxRetriesExceededError(PulsarTasksError):

@@ -61,6 +61,10 @@ class Publication:
     properties: Mapping[str, str] = field(default_factory=dict)
     deliver_at: float | None = None
     """Seconds since the epoch before which the broker holds the message; None: at once."""
+    producer: str | None = None
+    """Who publishes it, one process at a time, if the broker is to know it from `sequence`."""
+    sequence: int | None = None
+    """1 or more, rising: what is not above the last one of its producer on the topic was stored before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,19 @@ class Broker(ABC):
         `timeout` (seconds) bounds the whole; what is unconfirmed by then is a `PublishTimeoutError`.
         """
 
+    def deduplicates(self, topic: str) -> bool:
+        """Whether a message with a `producer` and a `sequence` that `topic` has already is not stored again.
+
+        It is confirmed all the same, with an id that is no message's.
+
+        Raises:
+            BrokerUnavailableError, AuthorizationError, BrokerError: the broker does not say.
+        """
+        return False
+
+    def retire(self, producer: str) -> None:  # noqa: B027 - not abstract: whoever holds no names has none to give up
+        """Publish no more under this name, so that another process can; the next publication takes it again."""
+
     @abstractmethod
     def subscribe(self, subscription: Subscription) -> Consumer:
         """A consumer of existing subscriptions.

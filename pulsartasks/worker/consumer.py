@@ -56,7 +56,7 @@ class ConsumerThreads(ABC):
         self._stopping = threading.Event()
         self._standing_by = threading.Event()
         self._failed: Callable[[BaseException], None] = _log_failure
-        self._after: Callable[[], None] = lambda: None
+        self._first: Callable[[], None] = _nothing
         self._aside: Mapping[str, str] = {}
         """Where messages of a topic are put back, if not to that topic, which others would get them from again."""
 
@@ -71,10 +71,12 @@ class ConsumerThreads(ABC):
         consumer = self._consumer
         return self._standing_by.is_set() or (consumer is not None and consumer.connected)
 
-    def start(self, failed: Callable[[BaseException], None], *, after: Callable[[], None]) -> None:
-        """Begin as soon as `after` has returned; `failed` is told when the subscription cannot be had for good."""
-        self._failed = failed
-        self._after = after
+    def start(self, failed: Callable[[BaseException], None], *, first: Callable[[], None]) -> None:
+        """Begin; `failed` is told when the subscription cannot be had for good.
+
+        `first` is called before the broker is asked for messages, and again after an error of the broker's.
+        """
+        self._failed, self._first = failed, first
         threading.Thread(target=self._open, name=f"{self.subscription.name}-open", daemon=True).start()
 
     def stop(self) -> None:
@@ -101,12 +103,12 @@ class ConsumerThreads(ABC):
         """Receive and handle until `_stopping` is set."""
 
     def _open(self) -> None:
-        self._after()
         tries = 0
         while not self._stopping.is_set():
             try:
                 for topic in self.subscription.topics:
                     self._app.declare(topic)
+                self._first()
                 self._consumer = self._app.broker.subscribe(self.subscription)
             except SubscriptionBusyError as error:
                 if not self._standing_by.is_set():
@@ -315,6 +317,10 @@ class Forwarder(ConsumerThreads):
             else:
                 delivery.acknowledge()
                 return
+
+
+def _nothing() -> None:
+    """Needs no preparation."""
 
 
 def _log_failure(error: BaseException) -> None:

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -17,7 +18,7 @@ from typing_extensions import assert_never
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
-from pulsartasks.context import TaskContext
+from pulsartasks.context import Acknowledgement, TaskContext
 from pulsartasks.crashes import CrashStory, message_name
 from pulsartasks.errors import (
     PulsarTasksError,
@@ -25,17 +26,20 @@ from pulsartasks.errors import (
     Retry,
     TaskError,
     TimeLimitExceeded,
+    UnacknowledgedError,
     UnknownTaskError,
     UnreadableMessageError,
     WorkerCrashedError,
 )
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
-from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
+from pulsartasks.outcome import Died, Outcome, Retried, Skipped, Succeeded
 from pulsartasks.results.base import text_of
 from pulsartasks.retry import RetryPolicy, backoff, unknown_task_delay
 from pulsartasks.task import Task
+from pulsartasks.worker.copies import Copies
 from pulsartasks.worker.guard import Guard
+from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route, Run
 from pulsartasks.worker.settlement import Settler
@@ -45,6 +49,8 @@ SETTLE_PATIENCE = 60.0
 Where order is kept there is no end to it: what comes behind must wait anyway."""
 
 _log = structlog.get_logger("pulsartasks")
+_delivery: ContextVar[Delivery] = ContextVar("delivery")
+"""What runs in this thread, where its task acknowledges it itself; the middleware in between does not hand it on."""
 
 
 class Executor:
@@ -55,14 +61,19 @@ class Executor:
         app: PulsarTasks,
         routes: Mapping[tuple[str, str], Route],
         resources: Resources,
-        middleware: Sequence[Middleware] = (),
+        middleware: Sequence[Middleware],
+        once: Once,
     ) -> None:
         self.guard = Guard(app)
         self._claims = app.claims
         self._routes = routes
         self._resources = resources
         self._attempt = wrap_execute(middleware, self._call)
-        self._settler = Settler(app, self.guard)
+        self._skip_done = wrap_execute(middleware, lambda _: Skipped("done"))
+        self._skip_copy = wrap_execute(middleware, lambda _: Skipped("copy"))
+        self._once = once
+        self._copies = Copies()
+        self._settler = Settler(app, self.guard, once)
         self._loop = _LoopThread()
 
     def execute(
@@ -95,6 +106,8 @@ class Executor:
                 delivery.release()
             return postponed
         finally:
+            if self._once.wanted:
+                self._once.release(run)
             reset_contextvars(**context)
 
     def stop(self) -> None:
@@ -144,10 +157,17 @@ class Executor:
             return _unreadable(run, run.unreadable)
         if run.story is not None and (outcome := _verdict(run, run.story, run.task)) is not None:
             return outcome
+        attempt = self._attempt
+        if message.ATTEMPT in run.headers and self._copies.is_second(run):
+            attempt = self._skip_copy
+        elif run.task.options.once and not self._once.claim(run, lasting=run.task.options.once_for):
+            attempt = self._skip_done
+        if run.task.options.ack == "manual":
+            _delivery.set(run.delivery)
         alone = run.story is not None and run.story.crashes > 0
         self.guard.begin(run.name, retries=run.in_place, time_limit=run.task.options.time_limit, alone=alone)
         try:
-            return self._attempt(run.request)
+            return attempt(run.request)
         except Exception as error:  # noqa: BLE001 - a middleware's: what the task raises is an outcome already
             return Died(error, "failed")
         finally:
@@ -160,21 +180,30 @@ class Executor:
         args, kwargs = request.args, dict(request.kwargs)
         for name, kind in task.injected.items():
             kwargs[name] = self._resources[kind]
+        acknowledgement = None
         if task.options.bind:
-            args = [TaskContext(request, policy), *args]
+            acknowledgement = Acknowledgement(_delivery.get().acknowledge) if task.options.ack == "manual" else None
+            args = [TaskContext(request, policy, acknowledgement), *args]
         try:
             value = task.function(*args, **kwargs)
-            return Succeeded(self._loop.run(_contained(value)) if task.is_async else value)
+            if task.is_async:
+                value = self._loop.run(_contained(value))
+            if acknowledgement is not None and not acknowledgement.end():
+                raise UnacknowledgedError(f"{request.task}[{request.id}] returned without self.ack()")
+            return Succeeded(value)
         except Retry as verb:
             return Retried(verb.cause or verb, max(0.0, verb.delay))
         except Reject as verb:
             return Died(verb, "rejected")
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a task does not end its worker
             return _failure(error, policy, request.retries)
+        finally:
+            if acknowledgement is not None:
+                acknowledgement.end()
 
 
 def _failure(error: BaseException, policy: RetryPolicy, retries: int) -> Outcome:
-    if policy.covers(error) and policy.has_left(retries):
+    if (isinstance(error, UnacknowledgedError) or policy.covers(error)) and policy.has_left(retries):
         return Retried(error, policy.delay(retries, random.random))
     return Died(error, "failed")
 
@@ -236,6 +265,8 @@ def _report(outcome: Outcome, seconds: float) -> None:
                 error=text_of(error, repr),
                 exc_info=error if reason == "failed" else None,
             )
+        case Skipped(reason):
+            _log.info("message.skipped", reason=reason)
         case _:
             assert_never(outcome)
 

@@ -17,11 +17,12 @@ from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import check_size
 from pulsartasks.errors import CallError, PulsarTasksError
 from pulsartasks.message import Publication
-from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
+from pulsartasks.outcome import Died, Outcome, Retried, Skipped, Succeeded
 from pulsartasks.results.base import RemoteError, Result, text_of, traceback_of
 from pulsartasks.retry import backoff
 from pulsartasks.serializers import encode
 from pulsartasks.worker.guard import Guard
+from pulsartasks.worker.once import Once
 from pulsartasks.worker.run import Run
 
 LONGEST_TRACEBACK = 16_384
@@ -35,9 +36,10 @@ _log = structlog.get_logger("pulsartasks")
 class Settler:
     """Settles attempts; shared by all threads of a worker process."""
 
-    def __init__(self, app: PulsarTasks, guard: Guard) -> None:
+    def __init__(self, app: PulsarTasks, guard: Guard, once: Once) -> None:
         self._app = app
         self._guard = guard
+        self._once = once
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping = threading.Event()
 
@@ -72,12 +74,16 @@ class Settler:
             case Succeeded(value):
                 if run.wants_result:
                     self._store_result(run, value=encode(value, what=f"the result of {run.request.task}()"))
+                if run.task is not None and run.task.options.once:
+                    self._once.record(run)
             case Retried(_, delay):
                 self._app.publish(_retry_copy(run, delay))
             case Died(error, reason):
                 if (topic := run.route.task.topics.dead_letter) is not None:
                     self._app.publish(self._dead_letter(run, topic, error, reason))
                 self._store_result(run, error=error)
+            case Skipped():
+                pass
             case _:
                 assert_never(outcome)
         self._guard.settled(run.name, run.request.subscription, run.delivery)

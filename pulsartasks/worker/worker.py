@@ -21,6 +21,7 @@ from pulsartasks.task import Task
 from pulsartasks.topics import short_name
 from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
 from pulsartasks.worker.executor import Executor
+from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route
 
@@ -64,7 +65,9 @@ class Worker:
         self.app = app
         self._tasks = _select(app, topics)
         self._resources = Resources(app.resources)
-        self._executor = Executor(app, _routes(self._tasks), self._resources, [*middleware, *app.middleware])
+        self._once = Once(app, self._tasks)
+        layers = [*middleware, *app.middleware]
+        self._executor = Executor(app, _routes(self._tasks), self._resources, layers, self._once)
         self._consumers = self._make_consumers(concurrency)
         self._stopped = threading.Event()
 
@@ -92,7 +95,7 @@ class Worker:
         self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
         self._executor.guard.start(sum(consumer.concurrency for consumer in self._consumers), journal_begun)
         for consumer in self._consumers:
-            consumer.start(failed or _log_failure, after=self._executor.guard.wait_until_known)
+            consumer.start(failed or _log_failure, first=self._learn)
         threading.Thread(target=self._expire, name="pulsartasks-expiry", daemon=True).start()
 
     def stop(self, grace: float = 30.0) -> bool:
@@ -110,6 +113,7 @@ class Worker:
         deadline = time.monotonic() + grace
         finished = all(consumer.join(deadline) for consumer in self._consumers)
         self._executor.stop()
+        self._once.close()
         for consumer in self._consumers:
             consumer.close()
         self._executor.guard.close(finished=finished)
@@ -117,6 +121,12 @@ class Worker:
             self._executor.close()
             self._resources.close()
         return finished
+
+    def _learn(self) -> None:
+        """Before anything is consumed: what other workers have done that concerns it."""
+        self._executor.guard.wait_until_known()
+        if self._once.wanted:
+            self._once.catch_up()
 
     def _expire(self) -> None:
         while not self._stopped.wait(EXPIRE_EVERY):

@@ -22,7 +22,7 @@ from tests.conformance.records import Record
 APP = "CONFORMANCE_APP"
 RECORD = "CONFORMANCE_RECORD"
 
-Deed = Literal["succeed", "raise", "retry", "hang", "exit", "kill all", "eat", "spin", "hold"]
+Deed = Literal["succeed", "raise", "retry", "hang", "exit", "kill all", "eat", "spin", "hold", "acknowledge"]
 MODES: tuple[Mode, ...] = ("shared", "exclusive", "failover", "key_shared")
 
 
@@ -47,11 +47,13 @@ NEVER_RETURN: Mapping[str, Callable[[], object]] = {
 
 
 def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
-    """An app with a task for each mode, called as the mode, and `early`; all of them do what they are told."""
+    """An app with a task for each mode, called as the mode, and `early`, `manual`, `once`: all do as they are told."""
     app = PulsarTasks(name, broker)
 
     def act(context: TaskContext, label: str, deed: Deed = "succeed", seconds: float = 0.0, times: int = 1) -> str:
         with record.attempt(label, context.retries + 1):
+            if deed == "acknowledge":
+                context.ack()
             time.sleep(seconds)
             if deed == "raise":
                 raise ValueError(label)
@@ -68,6 +70,8 @@ def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
         app.task(name=mode, bind=True, mode=mode, key=key, autoretry_for=(OSError,), default_retry_delay=0.3)(act)
     app.task(name="early", bind=True, ack="early")(act)
     app.task(name="limited", bind=True, time_limit=1.0, autoretry_for=(TimeLimitExceeded,), max_retries=1)(act)
+    app.task(name="manual", bind=True, ack="manual")(act)
+    app.task(name="once", bind=True, once=True)(act)
     return app
 
 

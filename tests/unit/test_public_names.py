@@ -36,6 +36,7 @@ PUBLIC = {
     "TaskError",
     "TimeLimitExceeded",
     "Topic",
+    "UnacknowledgedError",
     "UnknownTaskError",
     "UnreadableMessageError",
     "WorkerCrashedError",

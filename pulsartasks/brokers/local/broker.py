@@ -85,6 +85,9 @@ class LocalBroker(Broker):
         confirmed = iter(ids)
         return [refused[index] if index in refused else str(next(confirmed)) for index in range(len(publications))]
 
+    def deduplicates(self, topic: str) -> bool:
+        return True
+
     def subscribe(self, subscription: Subscription) -> LocalConsumer:
         presence = self._enter()
         if presence is not None:

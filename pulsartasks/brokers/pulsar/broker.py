@@ -92,6 +92,12 @@ class PulsarBroker(Broker):
     ) -> list[str | PulsarTasksError]:
         return self._publisher.publish_many(publications, timeout=timeout)
 
+    def deduplicates(self, topic: str) -> bool:
+        return is_persistent(topic) and self._admin.deduplicates(topic)
+
+    def retire(self, producer: str) -> None:
+        self._publisher.retire(producer)
+
     def subscribe(self, subscription: Subscription) -> Consumer:
         options = {
             "consumer_type": _TYPES[subscription.mode],
