@@ -22,6 +22,8 @@ TASK_ID = "pt-id"
 REPLY_TO = "pt-reply-to"
 ETA = "pt-eta"
 """Milliseconds since the epoch before which the message must not run."""
+EXPIRES = "pt-expires"
+"""Milliseconds since the epoch from which on no attempt is begun."""
 RESERVED_PREFIX = "pt-"
 
 ATTEMPT = "RECONSUMETIMES"
@@ -42,7 +44,7 @@ FAILED_AT = "pt-failed-at"
 PUBLISHED_AT = "pt-published-at"
 
 _DEATH = (REASON, EXCEPTION_TYPE, EXCEPTION_MESSAGE, TRACEBACK, ATTEMPTS, WORKER, FAILED_AT, PUBLISHED_AT)
-_RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, ETA)
+_RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, ETA, EXPIRES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class Request(msgspec.Struct, frozen=True):  # a Struct, since one is made for e
 
 
 def without_death(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers of a message that is to live again: neither retries nor the story of its end.
+    """The headers of a message that is to live again: neither retries, nor an old expiry, nor the story of its end.
 
     >>> without_death({"pt-task": "add", "RECONSUMETIMES": "3", "pt-reason": "failed", "colour": "red"})
     {'pt-task': 'add', 'colour': 'red'}
@@ -138,7 +140,7 @@ def without_retries(headers: Mapping[str, str]) -> dict[str, str]:
     >>> without_retries({"pt-task": "add", "RECONSUMETIMES": "3", "pt-eta": "1688062274710", "REAL_TOPIC": "x"})
     {'pt-task': 'add', 'REAL_TOPIC': 'x'}
     """
-    return {name: value for name, value in headers.items() if name not in (ATTEMPT, DELAY, ETA)}
+    return {name: value for name, value in headers.items() if name not in (ATTEMPT, DELAY, ETA, EXPIRES)}
 
 
 def milliseconds(instant: float) -> str:

@@ -43,6 +43,8 @@ class TaskKeywords(TypedDict, total=False):
     concurrency: int | None
     prefetch: int | None
     ignore_result: bool
+    expires: float | None
+    soft_time_limit: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,10 @@ class TaskOptions:
     """Messages that wait in the process beyond those running; default: max(2 x concurrency, 16)."""
     ignore_result: bool = False
     """Store no result; the call returns a handle whose ``get()`` says so."""
+    expires: float | None = None
+    """Seconds from the call (or publication) after which no attempt is begun any more: it is revoked instead."""
+    soft_time_limit: float | None = None
+    """Seconds after which `SoftTimeLimitExceeded` is raised inside the task."""
 
     @property
     def ordered(self) -> bool:
@@ -131,6 +137,8 @@ class TaskOptions:
             "retry_backoff": (_is_seconds, "True, False, or the seconds to begin with"),
             "retry_backoff_max": (_is_seconds, "seconds, 0 or more"),
             "default_retry_delay": (_is_seconds, "seconds, 0 or more"),
+            "expires": (_is_limit, "seconds, more than 0"),
+            "soft_time_limit": (_is_limit, "seconds, more than 0"),
         }
         for option, (accepts, wanted) in checks.items():
             if not accepts(getattr(self, option)):
@@ -160,6 +168,12 @@ def _are_exceptions(value: object) -> bool:
 
 def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_limit(value: object) -> bool:
+    return value is None or (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    )
 
 
 def _is_seconds(value: object) -> bool:

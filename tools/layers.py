@@ -12,7 +12,7 @@ LAYERS = ("words", "ports", "adapters", "face", "runtime", "edges")
 CORE = LAYERS[:-1]
 WORDS = {"clock", "errors", "message", "options", "outcome", "retry", "schedule", "serializers", "topics"}
 FAMILIES = {"brokers", "middleware", "results"}
-FACE = ("plugins", "context", "result", "signature", "topic", "task", "canvas", "app", "__init__")
+FACE = ("plugins", "context", "revocation", "result", "signature", "topic", "task", "canvas", "app", "__init__")
 """In this order: a module of the face imports only those before it."""
 
 MAY_IMPORT = {

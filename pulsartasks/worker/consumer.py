@@ -56,6 +56,7 @@ class ConsumerThreads(ABC):
         self._stopping = threading.Event()
         self._standing_by = threading.Event()
         self._failed: Callable[[BaseException], None] = _log_failure
+        self._first: Callable[[], None] | None = None
         self._aside: Mapping[str, str] = {}
         """Where messages of a topic are put back, if not to that topic, which others would get them from again."""
 
@@ -65,9 +66,12 @@ class ConsumerThreads(ABC):
         consumer = self._consumer
         return self._standing_by.is_set() or (consumer is not None and consumer.connected)
 
-    def start(self, failed: Callable[[BaseException], None]) -> None:
-        """Begin; `failed` is told when the subscription cannot be had for good."""
-        self._failed = failed
+    def start(self, failed: Callable[[BaseException], None], *, first: Callable[[], None] | None = None) -> None:
+        """Begin; `failed` is told when the subscription cannot be had for good.
+
+        `first` is called before the broker is asked for messages, and again after an error of the broker's.
+        """
+        self._failed, self._first = failed, first
         threading.Thread(target=self._open, name=f"{self.subscription.name}-open", daemon=True).start()
 
     def stop(self) -> None:
@@ -97,6 +101,8 @@ class ConsumerThreads(ABC):
         tries = 0
         while not self._stopping.is_set():
             try:
+                if self._first is not None:
+                    self._first()
                 for topic in self.subscription.topics:
                     self._app.declare(topic)
                 self._consumer = self._app.broker.subscribe(self.subscription)

@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Container, Coroutine, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -18,13 +18,14 @@ from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
 from pulsartasks.context import TaskContext
-from pulsartasks.errors import Reject, Retry, TaskError, UnknownTaskError, UnreadableMessageError
+from pulsartasks.errors import Reject, Retry, TaskError, Terminate, UnknownTaskError, UnreadableMessageError
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
-from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
+from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Succeeded
 from pulsartasks.results.base import text_of
 from pulsartasks.retry import unknown_task_delay
 from pulsartasks.task import Task
+from pulsartasks.worker.interrupt import Interrupts, RunningCoroutine, RunningFunction
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route, Run
 from pulsartasks.worker.settlement import Settler
@@ -45,12 +46,15 @@ class Executor:
         routes: Mapping[tuple[str, str], Route],
         resources: Resources,
         middleware: Sequence[Middleware] = (),
+        *,
+        revoked: Container[str] = frozenset(),
     ) -> None:
         self._routes = routes
         self._resources = resources
         self._attempt = wrap_execute(middleware, self._call)
         self._settler = Settler(app)
         self._loop = _LoopThread()
+        self._interrupts = Interrupts(revoked)
 
     def execute(
         self, delivery: Delivery, subscription: str, *, retries: int = 0, in_place: bool = False
@@ -79,11 +83,16 @@ class Executor:
         finally:
             reset_contextvars(**context)
 
+    def terminate(self, task_id: str) -> None:
+        """Interrupt the task of this id, if it runs here; it ends as revoked."""
+        self._interrupts.interrupt(task_id, Terminate)
+
     def stop(self) -> None:
         """Give up at once what the broker does not let be settled."""
         self._settler.stop()
 
     def close(self) -> None:
+        self._interrupts.close()
         self._loop.close()
 
     def _read(self, delivery: Delivery, subscription: str, retries: int) -> Run:
@@ -134,8 +143,9 @@ class Executor:
         if task.options.bind:
             args = [TaskContext(request, policy), *args]
         try:
-            value = task.function(*args, **kwargs)
-            return Succeeded(self._loop.run(_contained(value)) if task.is_async else value)
+            return Succeeded(self._interruptibly(task, request, args, kwargs))
+        except Terminate:
+            return Revoked("terminated")
         except Retry as verb:
             return Retried(verb.cause or verb, max(0.0, verb.delay))
         except Reject as verb:
@@ -144,6 +154,19 @@ class Executor:
             if policy.covers(error) and policy.has_left(request.retries):
                 return Retried(error, policy.delay(request.retries, random.random))
             return Died(error, "failed")
+
+    def _interruptibly(
+        self, task: Task[..., Any], request: Request, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        limit = task.options.soft_time_limit
+        if not task.is_async:
+            return self._interrupts.run(RunningFunction(task.name, request.id), limit, task.function, args, kwargs)
+        running = RunningCoroutine(task.name, request.id, self._loop.get())
+
+        def wait(*args: Any, **kwargs: Any) -> Any:
+            return self._loop.run(_contained(running.drive(task.function(*args, **kwargs))))
+
+        return self._interrupts.run(running, limit, wait, args, kwargs)
 
 
 def _arguments(value: bytes, headers: Mapping[str, str], task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -174,6 +197,8 @@ def _report(outcome: Outcome, seconds: float) -> None:
                 error=text_of(error, repr),
                 exc_info=error if reason == "failed" else None,
             )
+        case Revoked(reason):
+            _log.info("message.revoked", reason=reason)
         case _:
             assert_never(outcome)
 
@@ -196,12 +221,16 @@ class _LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run `coroutine` on the loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.get()).result()
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        """The loop, which runs."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="pulsartasks-loop", daemon=True)
                 self._thread.start()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+            return self._loop
 
     def close(self) -> None:
         with self._lock:

@@ -21,11 +21,12 @@ from pulsartasks.topics import short_name
 from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
 from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.resources import Resources
+from pulsartasks.worker.revocations import Gate, Known, Revocations
 from pulsartasks.worker.run import Route
 
 LEAST_PREFETCH = 16
 EXPIRE_EVERY = 300.0
-"""Seconds between two looks for results that have expired."""
+"""Seconds between two looks for results and notices that have expired."""
 
 _log = structlog.get_logger("pulsartasks")
 
@@ -63,7 +64,11 @@ class Worker:
         self.app = app
         self._tasks = _select(app, topics)
         self._resources = Resources(app.resources)
-        self._executor = Executor(app, _routes(self._tasks), self._resources, [*middleware, *app.middleware])
+        revoked: dict[str, Known] = {}
+        expires = {task.name: s for task in self._tasks if (s := task.options.expires) is not None}
+        layers = [*middleware, Gate(revoked, expires), *app.middleware]
+        self._executor = Executor(app, _routes(self._tasks), self._resources, layers, revoked=revoked)
+        self._revocations = Revocations(app, revoked, self._executor.terminate)
         self._consumers = self._make_consumers(concurrency)
         self._stopped = threading.Event()
 
@@ -84,9 +89,8 @@ class Worker:
         """
         self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
         for consumer in self._consumers:
-            consumer.start(failed or _log_failure)
-        if not all(task.options.ignore_result for task in self._tasks):
-            threading.Thread(target=self._expire_results, name="pulsartasks-expiry", daemon=True).start()
+            consumer.start(failed or _log_failure, first=self._revocations.load)
+        threading.Thread(target=self._expire, name="pulsartasks-expiry", daemon=True).start()
 
     def stop(self, grace: float = 30.0) -> bool:
         """Receive no more, finish what runs, give back the rest; safe to call twice and from any thread.
@@ -102,6 +106,7 @@ class Worker:
         deadline = time.monotonic() + grace
         finished = all(consumer.join(deadline) for consumer in self._consumers)
         self._executor.stop()
+        self._revocations.close()
         for consumer in self._consumers:
             consumer.close()
         if finished:
@@ -109,12 +114,18 @@ class Worker:
             self._resources.close()
         return finished
 
-    def _expire_results(self) -> None:
+    def _expire(self) -> None:
+        results = not all(task.options.ignore_result for task in self._tasks)
         while not self._stopped.wait(EXPIRE_EVERY):
             try:
-                self.app.results.expire()
+                if results:
+                    self.app.results.expire()
             except PulsarTasksError as error:
                 _log.warning("results.kept", error=str(error))
+            try:
+                self._revocations.expire()
+            except PulsarTasksError as error:
+                _log.warning("revocations.kept", error=str(error))
 
     def _make_consumers(self, concurrency: int) -> list[ConsumerThreads]:
         groups: dict[_Settings, list[Task[..., Any]]] = defaultdict(list)
