@@ -89,6 +89,8 @@ class Revocations:
         with self._lock:
             if self._reader is None and not self._closed.is_set():
                 self._reader = self._read()
+                if self._closed.is_set():  # meanwhile, and it did not wait for this
+                    self._reader.close()
                 threading.Thread(target=self._follow, name="pulsartasks-revocations", daemon=True).start()
 
     def expire(self) -> None:
@@ -106,9 +108,8 @@ class Revocations:
 
     def close(self) -> None:
         self._closed.set()
-        with self._lock:
-            if self._reader is not None:
-                self._reader.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def _read(self) -> Reader:
         """A reader behind all notices that there are."""
@@ -143,15 +144,15 @@ class Revocations:
 
     def _read_again(self) -> None:
         """Begin anew: a notice may have been missed, and it does no harm to hear of one twice."""
-        with self._lock:
-            if self._closed.is_set() or self._reader is None:
-                return
-            try:
-                reader = self._read()
-            except PulsarTasksError:
-                return  # the old one says so again
-            self._reader.close()
-            self._reader = reader
+        try:
+            reader = self._read()
+        except PulsarTasksError:
+            return  # the old one says so again
+        old, self._reader = self._reader, reader
+        if old is not None:
+            old.close()
+        if self._closed.is_set():  # meanwhile
+            reader.close()
 
     def _note(self, delivery: Delivery) -> None:
         try:
