@@ -9,6 +9,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Concatenate, Literal, Protocol, TypeVar, get_args, get_origin, overload
@@ -24,10 +25,11 @@ from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, wrap_publish
 from pulsartasks.options import TaskKeywords, TaskOptions
 from pulsartasks.results.base import ResultStore
+from pulsartasks.revocation import Notice
 from pulsartasks.serializers import type_hints
 from pulsartasks.task import Task
 from pulsartasks.topic import Topic
-from pulsartasks.topics import DEAD_LETTERS, DEFAULT_NAMESPACE, check_namespace, qualify, short_name
+from pulsartasks.topics import DEAD_LETTERS, DEFAULT_NAMESPACE, KEEPER, check_namespace, qualify, short_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -213,6 +215,28 @@ class PulsarTasks:
         namespace = self._namespace or os.environ.get("PULSARTASKS_NAMESPACE") or DEFAULT_NAMESPACE
         return qualify(name, app=self.name, namespace=check_namespace(namespace))
 
+    @property
+    def revocations(self) -> str:
+        """The topic of the notices by which workers know what was revoked."""
+        return self.qualify(f"{self.name}.revocations")
+
+    def revoke(self, task_id: str, *, terminate: bool = False, eta: datetime | None = None) -> None:
+        """Have the task of this id not run: neither a call that waits or is delayed, nor any further attempt.
+
+        Returns once the notice is confirmed; all workers hear of it within a moment, those that start later too. When
+        one of them receives the message it ends as ``REVOKED``, without a dead letter; an attempt that had begun by
+        then goes on.
+
+        Args:
+            task_id: `AsyncResult.id` of the call; it need not have been made here.
+            terminate: interrupt an attempt that runs, too: `Terminate` is raised in it between two steps of Python
+                code; an ``async def`` task is cancelled. What it had half done stays so.
+            eta: when the call is due, if that is more than a week away; a handle of a call made here knows it.
+                Without it a notice is kept for a week.
+        """
+        notice = Notice.of(task_id, terminate=terminate, eta=None if eta is None else eta.timestamp())
+        self.publish(notice.publication(self.revocations))
+
     def publish(self, publication: Publication) -> str:
         """Send one message to its topic, whose subscriptions exist by then; gives its id once it is confirmed."""
         [confirmed] = self.publish_many([publication])
@@ -298,6 +322,7 @@ class PulsarTasks:
     def _subscriptions(self) -> Mapping[str, set[str]]:
         """The subscriptions of every topic that tasks and definitions of this app make known."""
         subscriptions: dict[str, set[str]] = defaultdict(set)
+        subscriptions[self.revocations].add(KEEPER)
         for topic in self._topics.values():
             subscriptions[topic.full_name].update(topic.subscriptions)
         for task in self._tasks.values():

@@ -22,9 +22,12 @@ PulsarTasksError
 ├── TimeLimitExceeded           (also a TimeoutError) a task's process was killed by its hard time limit
 ├── UnacknowledgedError         a task with ack="manual" ended without self.ack()
 ├── TaskError                   a task failed elsewhere with an exception that cannot be rebuilt here
+├── TaskRevokedError            a task was not run, or not to its end: it was revoked or had expired
+├── SoftTimeLimitExceeded       raised inside a task that runs longer than its ``soft_time_limit``
 └── MaxRetriesExceededError
 
 ``Retry`` and ``Reject`` are verbs, not failures: a task raises them to say what is to become of its message.
+``Terminate`` is what ``revoke(terminate=True)`` raises inside a running one.
 """
 
 from __future__ import annotations
@@ -118,6 +121,17 @@ class UnacknowledgedError(PulsarTasksError):
     """A task with ``ack="manual"`` returned without ``self.ack()``, or called it when it had ended."""
 
 
+class TaskRevokedError(PulsarTasksError):
+    """The task was ``revoked`` or had ``expired`` before it began, or was ``terminated`` while it ran."""
+
+
+class SoftTimeLimitExceeded(PulsarTasksError):  # noqa: N818 - Celery's name, which tasks catch
+    """Raised inside a task that has run for its ``soft_time_limit``; it may catch this, tidy up and return."""
+
+    def __init__(self, message: str = "the task ran longer than its soft_time_limit") -> None:
+        super().__init__(message)
+
+
 class MaxRetriesExceededError(PulsarTasksError):
     """``self.retry()`` was called with no retry left and no exception to raise instead."""
 
@@ -137,3 +151,10 @@ class Reject(Exception):  # noqa: N818 - control flow is a bare verb
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Terminate(BaseException):
+    """Raised inside a running task by ``revoke(terminate=True)``; no ``Exception``, so that a task does not retry it.
+
+    An ``async def`` task is cancelled instead, as asyncio does it.
+    """

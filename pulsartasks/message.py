@@ -24,6 +24,8 @@ ETA = "pt-eta"
 """Milliseconds since the epoch before which the message must not run."""
 CLAIM = "pt-claim"
 """Where the value is, if it is in a blob store: JSON with `key`, `size` and `sha256`."""
+EXPIRES = "pt-expires"
+"""Milliseconds since the epoch from which on no attempt is begun."""
 RESERVED_PREFIX = "pt-"
 
 ATTEMPT = "RECONSUMETIMES"
@@ -46,7 +48,7 @@ FAILED_AT = "pt-failed-at"
 PUBLISHED_AT = "pt-published-at"
 
 _DEATH = (REASON, EXCEPTION_TYPE, EXCEPTION_MESSAGE, TRACEBACK, ATTEMPTS, WORKER, FAILED_AT, PUBLISHED_AT)
-_RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, OLD_ORIGIN_MESSAGE_ID, ETA)
+_RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, OLD_ORIGIN_MESSAGE_ID, ETA, EXPIRES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class Request(msgspec.Struct, frozen=True):  # a Struct, since one is made for e
 
 
 def without_death(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers of a message that is to live again: neither retries nor the story of its end.
+    """The headers of a message that is to live again: neither retries, nor an old expiry, nor the story of its end.
 
     >>> without_death({"pt-task": "add", "RECONSUMETIMES": "3", "pt-reason": "failed", "colour": "red"})
     {'pt-task': 'add', 'colour': 'red'}
@@ -146,7 +148,7 @@ def without_retries(headers: Mapping[str, str]) -> dict[str, str]:
     >>> without_retries({"pt-task": "add", "RECONSUMETIMES": "3", "pt-eta": "1688062274710", "REAL_TOPIC": "x"})
     {'pt-task': 'add', 'REAL_TOPIC': 'x'}
     """
-    return {name: value for name, value in headers.items() if name not in (ATTEMPT, DELAY, ETA)}
+    return {name: value for name, value in headers.items() if name not in (ATTEMPT, DELAY, ETA, EXPIRES)}
 
 
 def milliseconds(instant: float) -> str:

@@ -48,6 +48,8 @@ class TaskKeywords(TypedDict, total=False):
     ignore_result: bool
     once: bool
     once_for: float
+    expires: float | None
+    soft_time_limit: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,10 @@ class TaskOptions:
     """Effectively once: what has succeeded under an id does not run again under it, delivered or published anew."""
     once_for: float = 3600.0
     """Seconds for which that is remembered, by all workers of the app."""
+    expires: float | None = None
+    """Seconds from the call (or publication) after which no attempt is begun any more: it is revoked instead."""
+    soft_time_limit: float | None = None
+    """Seconds after which `SoftTimeLimitExceeded` is raised inside the task."""
 
     @property
     def ordered(self) -> bool:
@@ -149,6 +155,8 @@ class TaskOptions:
             "retry_backoff_max": (_is_seconds, "seconds, 0 or more"),
             "default_retry_delay": (_is_seconds, "seconds, 0 or more"),
             "once_for": (lambda seconds: _is_seconds(seconds) and 0 < seconds < math.inf, "seconds, more than 0"),
+            "expires": (_is_limit, "seconds, more than 0"),
+            "soft_time_limit": (_is_limit, "seconds, more than 0"),
         }
         for option, (accepts, wanted) in checks.items():
             if not accepts(getattr(self, option)):
@@ -182,6 +190,12 @@ def _are_exceptions(value: object) -> bool:
 
 def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_limit(value: object) -> bool:
+    return value is None or (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    )
 
 
 def _is_seconds(value: object) -> bool:

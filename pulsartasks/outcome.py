@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 Reason = Literal["failed", "rejected", "unreadable", "unknown task", "crashed"]
+Revocation = Literal["revoked", "expired", "terminated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,4 +39,11 @@ class Skipped:
     reason: Literal["done", "copy"]
 
 
-Outcome: TypeAlias = "Succeeded | Retried | Died | Skipped"
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """The message is not run (``terminated``: not to its end), and nothing is kept of it but this as its result."""
+
+    reason: Revocation
+
+
+Outcome: TypeAlias = "Succeeded | Retried | Died | Skipped | Revoked"

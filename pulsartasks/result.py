@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from pulsartasks.errors import PulsarTasksError, ResultTimeoutError, UnreadableMessageError
 from pulsartasks.results.base import Result, ResultStore, State
@@ -11,16 +11,30 @@ from pulsartasks.serializers import PayloadCodec
 R = TypeVar("R")
 
 
+class Revoke(Protocol):
+    """Revokes one call."""
+
+    def __call__(self, *, terminate: bool = False) -> None: ...
+
+
 class AsyncResult(Generic[R]):
     """One call that was sent, known by its id."""
 
     def __init__(
-        self, task_id: str, store: ResultStore | None, codec: PayloadCodec[R], *, task: str, sent_here: bool = True
+        self,
+        task_id: str,
+        store: ResultStore | None,
+        codec: PayloadCodec[R],
+        *,
+        task: str,
+        revoke: Revoke,
+        sent_here: bool = True,
     ) -> None:
         self.id = task_id
         self.task = task
         self._store = store
         self._codec = codec
+        self._revoke = revoke
         self._sent_here = sent_here
         self._result: Result | None = None
 
@@ -34,6 +48,7 @@ class AsyncResult(Generic[R]):
             ResultTimeoutError: nothing came within `timeout`; the task may still run.
             PulsarTasksError: the task keeps no results (``ignore_result=True``).
             UnreadableMessageError: what the task returned does not fit its return annotation.
+            TaskRevokedError: it was revoked or had expired.
             Exception: what the task raised in its last attempt: of its own type where that is imported here, else
                 `TaskError`.
         """
@@ -55,7 +70,7 @@ class AsyncResult(Generic[R]):
 
     @property
     def state(self) -> State:
-        """``SUCCESS``, ``FAILURE``, or ``PENDING``: not finished, not known, or longer ago than ``result_expires``."""
+        """``SUCCESS``, ``FAILURE``, ``REVOKED`` (or expired), or ``PENDING``: not ended, not known or long ago."""
         result = self._look()
         return "PENDING" if result is None else result.state
 
@@ -69,11 +84,17 @@ class AsyncResult(Generic[R]):
     def failed(self) -> bool:
         return self.state == "FAILURE"
 
+    def revoke(self, *, terminate: bool = False) -> None:
+        """Have the task not run; see `PulsarTasks.revoke`."""
+        self._revoke(terminate=terminate)
+
     @property
     def traceback(self) -> str | None:
         """The worker's traceback if the task failed."""
         result = self._look()
-        return result.error.traceback if result is not None and result.error is not None else None
+        if result is None or result.error is None or result.state != "FAILURE":
+            return None
+        return result.error.traceback
 
     def _look(self) -> Result | None:
         if self._result is None:

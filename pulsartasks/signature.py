@@ -21,6 +21,7 @@ class CallKeywords(TypedDict, total=False):
     key: str | None
     task_id: str | None
     headers: Mapping[str, str]
+    expires: float | timedelta | datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,9 @@ class CallOptions:
     """Instead of a fresh UUIDv7; a result of such a call is searched from the oldest one on."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Message properties of the caller's own."""
+    expires: float | timedelta | datetime | None = None
+    """Seconds from now, or an instant that knows its time zone, after which no attempt is begun; instead of the task's
+    own. It is the same for retries, and a countdown does not add to it."""
 
     def changed(self, options: CallKeywords) -> CallOptions:
         """These options, with those in `options` instead.
@@ -54,17 +58,17 @@ class CallOptions:
         """Refuse what could not be kept.
 
         Raises:
-            InvalidArgumentsError: both countdown and eta, an eta without time zone, or headers that are not text or
-                ours.
+            InvalidArgumentsError: both countdown and eta, an instant without time zone, or headers that are not text
+                or ours.
         """
         if self.countdown is not None and self.eta is not None:
             raise InvalidArgumentsError("give countdown or eta, not both")
-        if self.eta is not None and self.eta.tzinfo is None:
-            raise InvalidArgumentsError(f"eta {self.eta} has no time zone; write datetime.now(timezone.utc) + ...")
         if not isinstance(self.countdown, (int, float, timedelta, type(None))):
             raise InvalidArgumentsError(f"countdown is seconds or a timedelta, not {self.countdown!r}")
-        if isinstance(self.countdown, float) and not math.isfinite(self.countdown):
-            raise InvalidArgumentsError(f"countdown is a number of seconds, not {self.countdown}")
+        if not isinstance(self.expires, (int, float, timedelta, datetime, type(None))):
+            raise InvalidArgumentsError(f"expires is seconds, a timedelta or a datetime, not {self.expires!r}")
+        for name in ("countdown", "eta", "expires"):
+            _check_instant(name, getattr(self, name))
         for name in ("key", "task_id"):
             if not isinstance(getattr(self, name), (str, type(None))):
                 raise InvalidArgumentsError(f"{name} must be text, not {getattr(self, name)!r}")
@@ -76,11 +80,24 @@ class CallOptions:
 
     def due(self, now: float) -> float | None:
         """The instant before which the call must not run, in seconds since the epoch; None: at once."""
-        if self.eta is not None:
-            return self.eta.timestamp()
-        if self.countdown is None:
-            return None
-        return now + (self.countdown.total_seconds() if isinstance(self.countdown, timedelta) else self.countdown)
+        return _instant(self.countdown if self.eta is None else self.eta, now)
+
+    def expiry(self, now: float) -> float | None:
+        """The instant from which on no attempt is begun, in seconds since the epoch; None: it never expires."""
+        return _instant(self.expires, now)
+
+
+def _instant(when: float | timedelta | datetime | None, now: float) -> float | None:
+    if when is None or isinstance(when, datetime):
+        return None if when is None else when.timestamp()
+    return now + (when.total_seconds() if isinstance(when, timedelta) else when)
+
+
+def _check_instant(name: str, when: object) -> None:
+    if isinstance(when, datetime) and when.tzinfo is None:
+        raise InvalidArgumentsError(f"{name} {when} has no time zone; write datetime.now(timezone.utc) + ...")
+    if isinstance(when, float) and not math.isfinite(when):
+        raise InvalidArgumentsError(f"{name} is a number of seconds, not {when}")
 
 
 def check_key(key: object, *, of: str) -> str | None:

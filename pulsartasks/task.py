@@ -8,6 +8,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError
-from pulsartasks.message import ETA, REPLY_TO, TASK, TASK_ID, Publication, Request, milliseconds, new_task_id
+from pulsartasks.message import ETA, EXPIRES, REPLY_TO, TASK, TASK_ID, Publication, Request, milliseconds, new_task_id
 from pulsartasks.options import TaskOptions
 from pulsartasks.result import AsyncResult
 from pulsartasks.results.base import ResultStore
@@ -35,6 +36,7 @@ class TaskHost(Protocol):
 
     def qualify(self, name: str) -> str: ...
     def publish(self, publication: Publication) -> str: ...
+    def revoke(self, task_id: str, *, terminate: bool = False, eta: datetime | None = None) -> None: ...
     @property
     def results(self) -> ResultStore: ...
 
@@ -111,7 +113,7 @@ class Task(Generic[P, R]):
     def apply_async(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]
     ) -> AsyncResult[R]:
-        """Like `delay`, with options for this call as in Celery: countdown, eta, key, task_id, headers (see
+        """Like `delay`, with options for this call as in Celery: countdown, eta, expires, key, task_id, headers (see
         `CallOptions`).
 
         ``countdown`` (seconds) and ``eta`` are held by the broker and never early.
@@ -134,12 +136,17 @@ class Task(Generic[P, R]):
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
         """The message of one call; see `delay`."""
         options.check()
-        due = options.due(time.time())
+        now = time.time()
+        due, expiry = options.due(now), options.expiry(now)
+        if expiry is None and self.options.expires is not None:
+            expiry = now + self.options.expires
         properties = {**options.headers, TASK: self.name, TASK_ID: options.task_id or new_task_id()}
         if not self.options.ignore_result:
             properties[REPLY_TO] = self._host.results.reply_to
         if due is not None:
             properties[ETA] = milliseconds(due)
+        if expiry is not None:
+            properties[EXPIRES] = milliseconds(expiry)
         return Publication(
             topic=self.topics.calls if due is None else self.topics.delayed,
             value=self.codec.encode(args, kwargs),
@@ -155,11 +162,13 @@ class Task(Generic[P, R]):
     def _send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> AsyncResult[R]:
         publication = self.compose(args, kwargs, options)
         self._host.publish(publication)
-        return self._handle(publication.properties[TASK_ID], sent_here=True)
+        return self._handle(publication.properties[TASK_ID], sent_here=True, eta=publication.deliver_at)
 
-    def _handle(self, task_id: str, *, sent_here: bool) -> AsyncResult[R]:
+    def _handle(self, task_id: str, *, sent_here: bool, eta: float | None = None) -> AsyncResult[R]:
         store = None if self.options.ignore_result else self._host.results
-        return AsyncResult(task_id, store, self.result_codec, task=self.name, sent_here=sent_here)
+        due = None if eta is None else datetime.fromtimestamp(eta, timezone.utc)
+        revoke = functools.partial(self._host.revoke, task_id, eta=due)
+        return AsyncResult(task_id, store, self.result_codec, task=self.name, revoke=revoke, sent_here=sent_here)
 
     def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         if self.options.key is not None:

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pulsartasks.brokers.base import Claims, Reader
 from pulsartasks.errors import ClosedError, ConfigurationError, InvalidArgumentsError
-from pulsartasks.message import ETA, Publication, milliseconds
+from pulsartasks.message import ETA, EXPIRES, Publication, milliseconds
 from pulsartasks.schemas import Schema, describe
 from pulsartasks.serializers import PayloadCodec, is_data
 from pulsartasks.signature import CallOptions, Signature, check_key
@@ -72,6 +72,7 @@ class Topic(Generic[T]):
         *,
         countdown: float | timedelta | None = None,
         eta: datetime | None = None,
+        expires: float | timedelta | datetime | None = None,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
@@ -83,7 +84,7 @@ class Topic(Generic[T]):
             InvalidArgumentsError: it is not what the topic's schema says.
             BrokerError: the broker did not take it; `PublishTimeoutError` if that is not known.
         """
-        options = CallOptions(countdown=countdown, eta=eta, key=key, headers=headers or {})
+        options = CallOptions(countdown=countdown, eta=eta, expires=expires, key=key, headers=headers or {})
         return self._host.publish(self.compose((payload,), {}, options))
 
     def s(self, payload: T) -> Signature:
@@ -135,7 +136,9 @@ class Topic(Generic[T]):
         if len(args) != 1 or kwargs:
             raise InvalidArgumentsError(f"an event of {self.name} has exactly one payload")
         [payload] = args
-        due = options.due(time.time())
+        now = time.time()
+        # The instants travel too, since not every subscription is held back by the broker.
+        instants = {ETA: options.due(now), EXPIRES: options.expiry(now)}
         try:
             value = self._codec.encode(payload)
         except InvalidArgumentsError as error:
@@ -146,9 +149,11 @@ class Topic(Generic[T]):
             key=options.key
             if options.key is not None or self.key is None
             else check_key(self.key(payload), of=self.name),
-            # The instant travels too, since not every subscription is held back by the broker.
-            properties=options.headers if due is None else {**options.headers, ETA: milliseconds(due)},
-            deliver_at=due,
+            properties={
+                **options.headers,
+                **{name: milliseconds(instant) for name, instant in instants.items() if instant is not None},
+            },
+            deliver_at=instants[ETA],
         )
 
     def __repr__(self) -> str:

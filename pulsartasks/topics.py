@@ -15,6 +15,8 @@ from pulsartasks.errors import ConfigurationError
 DEFAULT_NAMESPACE = "public/default"
 DEAD_LETTERS = "dead-letters"
 """The subscription that keeps a dead-letter topic's messages until they are replayed or purged."""
+KEEPER = "keeper"
+"""The subscription that nobody reads and that so keeps a topic's messages until it is trimmed."""
 
 _LOCAL_NAME = re.compile(r"[\w.@:+=%-]+")
 _FULL_NAME = re.compile(r"(persistent|non-persistent)://[\w.-]+/[\w.-]+/[\w.@:+=%-]+")

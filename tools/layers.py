@@ -24,7 +24,19 @@ WORDS = {
     "topics",
 }
 FAMILIES = {"brokers", "middleware", "results"}
-FACE = ("plugins", "claims", "context", "result", "signature", "topic", "task", "canvas", "app", "__init__")
+FACE = (
+    "plugins",
+    "claims",
+    "context",
+    "revocation",
+    "result",
+    "signature",
+    "topic",
+    "task",
+    "canvas",
+    "app",
+    "__init__",
+)
 """In this order: a module of the face imports only those before it."""
 
 MAY_IMPORT = {

@@ -12,7 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from pulsartasks.message import Request
 from pulsartasks.middleware.base import Execute, Middleware
-from pulsartasks.outcome import Died, Outcome, Retried, Skipped, Succeeded
+from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
 
 SETTLED = Counter("pulsartasks_attempts_total", "Attempts that ended, by outcome.", ["task", "outcome"])
 SECONDS = Histogram(
@@ -29,7 +29,13 @@ WAITED = Histogram(
 )
 RUNNING = Gauge("pulsartasks_attempts_running", "Attempts that run now.", ["task"], multiprocess_mode="livesum")
 
-_NAMES: dict[type[Outcome], str] = {Succeeded: "succeeded", Retried: "retried", Died: "died", Skipped: "skipped"}
+_NAMES: dict[type[Outcome], str] = {
+    Succeeded: "succeeded",
+    Retried: "retried",
+    Died: "died",
+    Revoked: "revoked",
+    Skipped: "skipped",
+}
 
 
 class Metrics(Middleware):
@@ -44,6 +50,7 @@ class Metrics(Middleware):
             outcome = call_next(request)
         finally:
             running.dec()
-        SECONDS.labels(request.task).observe(time.perf_counter() - began)
+        if not isinstance(outcome, Revoked):  # most of these took no time, as they were not begun
+            SECONDS.labels(request.task).observe(time.perf_counter() - began)
         SETTLED.labels(request.task, _NAMES[type(outcome)]).inc()
         return outcome

@@ -13,7 +13,7 @@ import msgspec
 from pulsartasks.errors import TaskError
 from pulsartasks.serializers import encode
 
-State = Literal["PENDING", "SUCCESS", "FAILURE"]
+State = Literal["PENDING", "SUCCESS", "FAILURE", "REVOKED"]
 
 LONGEST_TEXT = 16_384
 """Characters of a message or traceback that travel with an error, and bytes of its arguments."""

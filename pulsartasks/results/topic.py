@@ -19,8 +19,8 @@ from pulsartasks.brokers.base import Broker, Claims, Delivery, Reader
 from pulsartasks.errors import ClosedError, PulsarTasksError
 from pulsartasks.message import CLAIM, TASK_ID, Publication, task_id_instant
 from pulsartasks.results.base import Result, ResultStore
+from pulsartasks.topics import KEEPER
 
-KEEPER = "keeper"
 CLOCK_SKEW = 10.0
 """Seconds by which the caller's clock may run ahead of the broker's without a look-up missing the result."""
 LOOK_AGAIN = 30.0

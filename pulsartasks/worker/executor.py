@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Container, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,6 +25,7 @@ from pulsartasks.errors import (
     Reject,
     Retry,
     TaskError,
+    Terminate,
     TimeLimitExceeded,
     UnacknowledgedError,
     UnknownTaskError,
@@ -33,12 +34,13 @@ from pulsartasks.errors import (
 )
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
-from pulsartasks.outcome import Died, Outcome, Retried, Skipped, Succeeded
+from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
 from pulsartasks.results.base import text_of
 from pulsartasks.retry import RetryPolicy, backoff, unknown_task_delay
 from pulsartasks.task import Task
 from pulsartasks.worker.copies import Copies
 from pulsartasks.worker.guard import Guard
+from pulsartasks.worker.interrupt import Interrupts, RunningCoroutine, RunningFunction
 from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route, Run
@@ -62,7 +64,9 @@ class Executor:
         routes: Mapping[tuple[str, str], Route],
         resources: Resources,
         middleware: Sequence[Middleware],
+        *,
         once: Once,
+        revoked: Container[str],
     ) -> None:
         self.guard = Guard(app)
         self._claims = app.claims
@@ -75,6 +79,7 @@ class Executor:
         self._copies = Copies()
         self._settler = Settler(app, self.guard, once)
         self._loop = _LoopThread()
+        self._interrupts = Interrupts(revoked)
 
     def execute(
         self, delivery: Delivery, subscription: str, *, retries: int = 0, in_place: bool = False
@@ -110,11 +115,16 @@ class Executor:
                 self._once.release(run)
             reset_contextvars(**context)
 
+    def terminate(self, task_id: str) -> None:
+        """Interrupt the task of this id, if it runs here; it ends as revoked."""
+        self._interrupts.interrupt(task_id, Terminate)
+
     def stop(self) -> None:
         """Give up at once what the broker does not let be settled."""
         self._settler.stop()
 
     def close(self) -> None:
+        self._interrupts.close()
         self._loop.close()
 
     def _read(self, delivery: Delivery, subscription: str, retries: int) -> Run:
@@ -185,12 +195,12 @@ class Executor:
             acknowledgement = Acknowledgement(_delivery.get().acknowledge) if task.options.ack == "manual" else None
             args = [TaskContext(request, policy, acknowledgement), *args]
         try:
-            value = task.function(*args, **kwargs)
-            if task.is_async:
-                value = self._loop.run(_contained(value))
+            value = self._interruptibly(task, request, args, kwargs)
             if acknowledgement is not None and not acknowledgement.end():
                 raise UnacknowledgedError(f"{request.task}[{request.id}] returned without self.ack()")
             return Succeeded(value)
+        except Terminate:
+            return Revoked("terminated")
         except Retry as verb:
             return Retried(verb.cause or verb, max(0.0, verb.delay))
         except Reject as verb:
@@ -200,6 +210,19 @@ class Executor:
         finally:
             if acknowledgement is not None:
                 acknowledgement.end()
+
+    def _interruptibly(
+        self, task: Task[..., Any], request: Request, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        limit = task.options.soft_time_limit
+        if not task.is_async:
+            return self._interrupts.run(RunningFunction(task.name, request.id), limit, task.function, args, kwargs)
+        running = RunningCoroutine(task.name, request.id, self._loop.get())
+
+        def wait(*args: Any, **kwargs: Any) -> Any:
+            return self._loop.run(_contained(running.drive(task.function(*args, **kwargs))))
+
+        return self._interrupts.run(running, limit, wait, args, kwargs)
 
 
 def _failure(error: BaseException, policy: RetryPolicy, retries: int) -> Outcome:
@@ -267,6 +290,8 @@ def _report(outcome: Outcome, seconds: float) -> None:
             )
         case Skipped(reason):
             _log.info("message.skipped", reason=reason)
+        case Revoked(reason):
+            _log.info("message.revoked", reason=reason)
         case _:
             assert_never(outcome)
 
@@ -289,12 +314,16 @@ class _LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run `coroutine` on the loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.get()).result()
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        """The loop, which runs."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="pulsartasks-loop", daemon=True)
                 self._thread.start()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+            return self._loop
 
     def close(self) -> None:
         with self._lock:

@@ -40,6 +40,15 @@ class Route:
         return {**kept, message.TASK: self.task.name}
 
 
+def first_published(headers: Mapping[str, str], published_at: float) -> float:
+    """When a message that was published at `published_at` was so before any retry, in seconds since the epoch."""
+    try:
+        first = datetime.fromisoformat(headers[message.PUBLISHED_AT])
+    except (KeyError, ValueError):  # it is no copy, or somebody else wrote that header
+        return published_at
+    return first.timestamp()
+
+
 class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every message
     """One attempt about to be made, and what settling it needs to know."""
 
@@ -61,11 +70,7 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
     @property
     def first_published(self) -> float:
         """When the message was published before any retry, in seconds since the epoch."""
-        try:
-            first = datetime.fromisoformat(self.headers[message.PUBLISHED_AT])
-        except (KeyError, ValueError):  # it is no copy, or somebody else wrote that header
-            return self.delivery.published_at
-        return first.timestamp()
+        return first_published(self.headers, self.delivery.published_at)
 
     @property
     def wants_result(self) -> bool:

@@ -15,10 +15,10 @@ from typing_extensions import assert_never
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import check_size
-from pulsartasks.errors import CallError, PulsarTasksError
+from pulsartasks.errors import CallError, PulsarTasksError, TaskRevokedError
 from pulsartasks.message import Publication
-from pulsartasks.outcome import Died, Outcome, Retried, Skipped, Succeeded
-from pulsartasks.results.base import RemoteError, Result, text_of, traceback_of
+from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.results.base import RemoteError, Result, State, text_of, traceback_of
 from pulsartasks.retry import backoff
 from pulsartasks.serializers import encode
 from pulsartasks.worker.guard import Guard
@@ -73,7 +73,7 @@ class Settler:
         match outcome:
             case Succeeded(value):
                 if run.wants_result:
-                    self._store_result(run, value=encode(value, what=f"the result of {run.request.task}()"))
+                    self._store_result(run, "SUCCESS", value=encode(value, what=f"the result of {run.request.task}()"))
                 if run.task is not None and run.task.options.once:
                     self._once.record(run)
             case Retried(_, delay):
@@ -81,7 +81,9 @@ class Settler:
             case Died(error, reason):
                 if (topic := run.route.task.topics.dead_letter) is not None:
                     self._app.publish(self._dead_letter(run, topic, error, reason))
-                self._store_result(run, error=error)
+                self._store_result(run, "FAILURE", error=error)
+            case Revoked(reason):
+                self._store_result(run, "REVOKED", error=TaskRevokedError(reason))
             case Skipped():
                 pass
             case _:
@@ -90,13 +92,15 @@ class Settler:
         if run.route.task.options.ack != "early":
             run.delivery.acknowledge()
 
-    def _store_result(self, run: Run, *, value: bytes = b"null", error: BaseException | None = None) -> None:
+    def _store_result(
+        self, run: Run, state: State, *, value: bytes = b"null", error: BaseException | None = None
+    ) -> None:
         if not run.wants_result:
             return
         result = Result(
             id=run.request.id,
             task=run.request.task,
-            state="SUCCESS" if error is None else "FAILURE",
+            state=state,
             value=msgspec.Raw(value),
             error=None if error is None else RemoteError.capture(error),
             retries=run.request.retries,

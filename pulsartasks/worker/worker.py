@@ -23,11 +23,12 @@ from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsu
 from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
+from pulsartasks.worker.revocations import Gate, Known, Revocations
 from pulsartasks.worker.run import Route
 
 LEAST_PREFETCH = 16
 EXPIRE_EVERY = 300.0
-"""Seconds between two looks for results that have expired."""
+"""Seconds between two looks for results and notices that have expired."""
 
 _log = structlog.get_logger("pulsartasks")
 
@@ -66,8 +67,11 @@ class Worker:
         self._tasks = _select(app, topics)
         self._resources = Resources(app.resources)
         self._once = Once(app, self._tasks)
-        layers = [*middleware, *app.middleware]
-        self._executor = Executor(app, _routes(self._tasks), self._resources, layers, self._once)
+        revoked: dict[str, Known] = {}
+        expires = {task.name: s for task in self._tasks if (s := task.options.expires) is not None}
+        layers = [*middleware, Gate(revoked, expires), *app.middleware]
+        self._executor = Executor(app, _routes(self._tasks), self._resources, layers, once=self._once, revoked=revoked)
+        self._revocations = Revocations(app, revoked, self._executor.terminate)
         self._consumers = self._make_consumers(concurrency)
         self._stopped = threading.Event()
 
@@ -114,6 +118,7 @@ class Worker:
         finished = all(consumer.join(deadline) for consumer in self._consumers)
         self._executor.stop()
         self._once.close()
+        self._revocations.close()
         for consumer in self._consumers:
             consumer.close()
         self._executor.guard.close(finished=finished)
@@ -125,17 +130,23 @@ class Worker:
     def _learn(self) -> None:
         """Before anything is consumed: what other workers have done that concerns it."""
         self._executor.guard.wait_until_known()
+        self._revocations.load()
         if self._once.wanted:
             self._once.catch_up()
 
     def _expire(self) -> None:
+        results = not all(task.options.ignore_result for task in self._tasks)
         while not self._stopped.wait(EXPIRE_EVERY):
             try:
                 self._executor.guard.trim()
-                if not all(task.options.ignore_result for task in self._tasks):
+                if results:
                     self.app.results.expire()
             except PulsarTasksError as error:
                 _log.warning("results.kept", error=str(error))
+            try:
+                self._revocations.expire()
+            except PulsarTasksError as error:
+                _log.warning("revocations.kept", error=str(error))
 
     def _make_consumers(self, concurrency: int) -> list[ConsumerThreads]:
         groups: dict[_Settings, list[Task[..., Any]]] = defaultdict(list)

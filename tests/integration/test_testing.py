@@ -125,3 +125,22 @@ def test_broker_in_memory_leaves_no_thread_behind() -> None:
         thread.join(10)
 
     assert set(threading.enumerate()) <= before
+
+
+def test_revoked_and_expired_calls_are_settled_in_a_test_too() -> None:
+    app = PulsarTasks("shop", "memory://")
+    seen: list[str] = []
+
+    @app.task
+    def note(text: str) -> None:
+        seen.append(text)
+
+    with app.testing() as session:
+        revoked = note.using(countdown=0.2).delay("revoked")
+        revoked.revoke()
+        expired = note.using(expires=0).delay("expired")
+        note.delay("noted")
+        session.join(timeout=30)
+
+        assert seen == ["noted"]
+        assert [revoked.state, expired.state] == ["REVOKED", "REVOKED"]
