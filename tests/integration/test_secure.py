@@ -21,7 +21,7 @@ from tests.conformance import tasks
 from tests.conformance.processes import WorkerProcess
 from tests.conformance.records import Record
 from tests.secure import CLERK, CONSUMER, NAMESPACE, PRODUCER, Authority, KeyPair, SecurePulsarServer, TokenKey
-from tests.services import wait_until
+from tests.services import PulsarServer, wait_until
 
 AT_ONCE = 10.0
 """Seconds that are far from the half minute which the client takes for a time-out."""
@@ -171,6 +171,34 @@ def test_who_is_refused_is_told_the_cause_at_once(
     assert time.monotonic() - began < AT_ONCE
 
 
+def test_tls_to_a_port_without_is_told(
+    pulsar_server: PulsarServer, opened: Callable[[str], Broker], topic: str
+) -> None:
+    broker = opened(pulsar_server.service_url.replace("pulsar://", "pulsar+ssl://"))
+
+    with pytest.raises(BrokerUnavailableError, match="does not use TLS; write pulsar://"):
+        broker.read(topic)
+
+
+def test_token_file_that_cannot_be_read_is_told(
+    secure_pulsar: SecurePulsarServer, opened: Callable[[str], Broker], topic: str, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("words")
+    broker = opened(secure_pulsar.url(token=None, token_file=tmp_path / "token"))
+    (tmp_path / "token").unlink()
+
+    with pytest.raises(AuthenticationError, match=r"the token_file cannot be read: .*No such file"):
+        broker.read(topic)
+
+
+def test_partitions_without_the_right_to_make_them_are_told(
+    secure_pulsar: SecurePulsarServer, opened: Callable[[str], Broker], topic: str
+) -> None:
+    advice = r"could not make the partitions .* an administrator of its tenant may; .* create-partitioned-topic -p 2"
+    with pytest.raises(AuthorizationError, match=advice):
+        opened(secure_pulsar.url(CLERK)).declare(topic, ["s"], partitions=2)
+
+
 @pytest.mark.parametrize("role", [PRODUCER, CONSUMER, CLERK])
 def test_missing_permission_is_told_with_the_role_and_what_it_needs(
     secure_pulsar: SecurePulsarServer, opened: Callable[[str], Broker], topic: str, role: str
@@ -261,15 +289,15 @@ def test_token_that_is_replaced_in_its_file_keeps_everything_going(
     url = secure_pulsar.url(token=None, token_file=file)
     doubling = app(url)
     worker = start_worker(doubling)
-    before = [doubling.tasks["double"].delay(str(number)) for number in range(10)]
+    before = [doubling.tasks["double"].delay(str(number)) for number in range(3)]
 
     file.write_text(secure_pulsar.tokens.token(CLERK))
     wait_until(lambda: time.time() > expires + 2, "the first token did not expire")  # and the broker has looked
 
-    during = [doubling.tasks["double"].delay(str(number)) for number in range(10)]
+    during = [doubling.tasks["double"].delay(str(number)) for number in range(3)]
     newcomer = app(url)
-    after = [newcomer.tasks["double"].delay(str(number)) for number in range(10)]
-    assert [result.get(timeout=30) for result in before + during + after] == [str(n) * 2 for n in range(10)] * 3
+    after = [newcomer.tasks["double"].delay(str(number)) for number in range(3)]
+    assert [result.get(timeout=30) for result in before + during + after] == [str(n) * 2 for n in range(3)] * 3
     wait_until(lambda: worker.ready, "the worker did not get ready again")
 
 

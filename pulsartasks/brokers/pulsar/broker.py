@@ -20,7 +20,7 @@ from pulsartasks.brokers.pulsar.errors import translated
 from pulsartasks.brokers.pulsar.publisher import Publisher
 from pulsartasks.brokers.pulsar.reader import NON_PERSISTENT_QUEUE, PulsarReader, milliseconds
 from pulsartasks.brokers.pulsar.settings import PulsarSettings
-from pulsartasks.errors import BrokerUnavailableError, PulsarTasksError, SubscriptionBusyError
+from pulsartasks.errors import AuthorizationError, BrokerUnavailableError, PulsarTasksError, SubscriptionBusyError
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode, Start
 from pulsartasks.topics import is_persistent
@@ -117,9 +117,15 @@ class PulsarBroker(Broker):
         """Make the topic with so many partitions, which only the admin interface can."""
         try:
             self._admin.create_partitions(topic, partitions)
-        except (BrokerUnavailableError, AdminRefusedError):
-            if self._partitions(topic) == [topic]:
-                raise  # else somebody who may has made them
+        except (BrokerUnavailableError, AdminRefusedError) as error:
+            if self._partitions(topic) != [topic]:
+                return  # somebody who may has made them
+            if not isinstance(error, AuthorizationError):
+                raise
+            raise AuthorizationError(
+                f"could not make the partitions of {topic}, which an administrator of its tenant may; have it made "
+                f"beforehand (pulsar-admin topics create-partitioned-topic -p {partitions} ...): {error}"
+            ) from error
 
     def _create_subscription(self, topic: str, subscription: str, start: Start) -> None:
         try:
