@@ -11,7 +11,7 @@ from uuid import uuid4
 import pulsar
 import pytest
 
-from pulsartasks import AuthenticationError, AuthorizationError, BrokerUnavailableError, PulsarTasks
+from pulsartasks import AuthenticationError, AuthorizationError, BrokerError, BrokerUnavailableError, PulsarTasks
 from pulsartasks.brokers.base import Broker, Delivery, Subscription
 from pulsartasks.brokers.pulsar import open_broker
 from pulsartasks.dead_letters import DeadLetters
@@ -187,7 +187,7 @@ def test_token_file_that_cannot_be_read_is_told(
     broker = opened(secure_pulsar.url(token=None, token_file=tmp_path / "token"))
     (tmp_path / "token").unlink()
 
-    with pytest.raises(AuthenticationError, match=r"the token_file cannot be read: .*No such file"):
+    with pytest.raises(AuthenticationError, match=r"the token_file .* cannot be read: .*No such file"):
         broker.read(topic)
 
 
@@ -395,6 +395,18 @@ def test_who_has_only_the_public_key_can_publish(
     publisher.publish(Publication(topic, b"a secret"))
 
     assert _receive(opened(encrypted), topic).value == b"a secret"
+
+
+def test_public_key_that_is_none_is_told_and_nothing_is_sent(
+    secure_pulsar: SecurePulsarServer, opened: Callable[[str], Broker], topic: str, tmp_path: Path
+) -> None:
+    (tmp_path / "public.pem").write_text("words")
+    url = secure_pulsar.url(CLERK, encryption_key="app", encryption_public_key=tmp_path / "public.pem")
+    broker = opened(url)
+    broker.declare(topic, ["s"])
+
+    with pytest.raises(BrokerError, match=r"CryptoError .*public"):
+        broker.publish(Publication(topic, b"a secret"))
 
 
 def _client(server: SecurePulsarServer, token: str) -> closing[pulsar.Client]:

@@ -6,12 +6,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from pulsartasks.brokers.pulsar import PulsarSettings, diagnosis
 from pulsartasks.brokers.pulsar.diagnosis import find_trouble
-from pulsartasks.errors import BrokerUnavailableError
+from pulsartasks.errors import AuthenticationError, BrokerUnavailableError
 from tests.services import LOOPBACK, free_ports
 
 CONNECTED = b"\0\0\0\6\0\0\0\2\x08\x03"
@@ -86,3 +87,20 @@ def test_first_host_that_answers_counts() -> None:
         settings = PulsarSettings.parse(f"pulsar://{LOOPBACK}:{nobody},{LOOPBACK}:{port}", {})
 
         assert find_trouble(settings) is None
+
+
+def test_authority_file_without_a_certificate_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("words")
+    settings = PulsarSettings.parse(f"pulsar+ssl://{LOOPBACK}:1?tls_ca={tmp_path / 'ca.pem'}", {})
+
+    assert "tls_ca" in str(find_trouble(settings))
+
+
+def test_token_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b"\xff")
+    settings = PulsarSettings.parse(f"pulsar://{LOOPBACK}:1?token_file={tmp_path / 'token'}", {})
+
+    found = find_trouble(settings)
+
+    assert isinstance(found, AuthenticationError)
+    assert f"the token_file {tmp_path / 'token'} cannot be read" in str(found)

@@ -19,12 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pulsartasks.brokers.pulsar.settings import PulsarSettings
-from pulsartasks.errors import (
-    AuthenticationError,
-    AuthorizationError,
-    BrokerUnavailableError,
-    PulsarTasksError,
-)
+from pulsartasks.errors import AuthenticationError, AuthorizationError, BrokerUnavailableError, PulsarTasksError
 
 PATIENCE = 3.0
 """Seconds for each step; who does not answer in that time has not said what is wrong."""
@@ -49,8 +44,12 @@ def find_trouble(settings: PulsarSettings) -> PulsarTasksError | None:
     """
     try:
         credentials = _credentials(settings)
+    except (OSError, UnicodeDecodeError) as error:
+        return AuthenticationError(f"the token_file {settings.token_file} cannot be read: {error}")
+    try:
+        context = _context(settings) if settings.service_url.startswith("pulsar+ssl:") else None
     except OSError as error:
-        return AuthenticationError(f"the token_file cannot be read: {error}")
+        return WrongSettingError(f"the files of tls_ca, tls_cert and tls_key cannot be used: {error}")
     unreachable: PulsarTasksError | None = None
     for address in _addresses(settings.service_url):
         try:
@@ -60,14 +59,14 @@ def find_trouble(settings: PulsarSettings) -> PulsarTasksError | None:
             continue
         with raw:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return _knock(settings, credentials, raw, address)
+            return _knock(settings, context, credentials, raw, address)
     return unreachable
 
 
 def missing_permission(settings: PulsarSettings, doing: str) -> AuthorizationError:
     """The error for what the broker does not permit, which names the role and what it lacks."""
     role = None
-    with suppress(OSError):
+    with suppress(OSError, UnicodeDecodeError):
         role = _claims(settings.read_token()).get("sub")
     who = f"the role {role!r}" if role else "the role that these credentials prove"
     return AuthorizationError(
@@ -77,14 +76,17 @@ def missing_permission(settings: PulsarSettings, doing: str) -> AuthorizationErr
 
 
 def _knock(
-    settings: PulsarSettings, credentials: bytes, raw: socket.socket, address: tuple[str, int]
+    settings: PulsarSettings,
+    context: ssl.SSLContext | None,
+    credentials: bytes,
+    raw: socket.socket,
+    address: tuple[str, int],
 ) -> PulsarTasksError | None:
     """Say CONNECT on an open connection and understand the answer."""
     try:
-        connection = _shake_hands(settings, raw, address[0])
-        with connection:
+        with context.wrap_socket(raw, server_hostname=address[0]) if context else raw as connection:
             connection.sendall(_connect_command(credentials))
-            answer = _receive_command(connection)
+            said = _refusal(_receive_command(connection))
     except ssl.SSLCertVerificationError as error:
         return _distrusted(settings, address[0], error)
     except TimeoutError:
@@ -93,10 +95,7 @@ def _knock(
         if settings.tls_cert and isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
             return _refused_certificate(settings)  # in TLS 1.3 this comes after the handshake
         return _wrong_scheme(settings.service_url, address)
-    details = _fields(answer[_ERROR]) if answer.get(_TYPE) == _ERROR else {}
-    if details.get(_ERROR_CODE) != _REFUSED:
-        return None
-    return _refused_credentials(settings, details.get(_ERROR_TEXT, b"").decode("utf-8", "replace"))
+    return None if said is None else _refused_credentials(settings, said)
 
 
 # What each trouble is called
@@ -104,13 +103,10 @@ def _knock(
 
 def _refused_credentials(settings: PulsarSettings, said: str) -> AuthenticationError:
     where = f"token in {settings.token_file}" if settings.token_file else "token"
-    if settings.authenticated:
-        expired = _expired(settings.read_token())
-        why = (
-            f"the {where} expired at {expired}; put a new one there"
-            if expired
-            else f"it does not accept the {where}: was it made for this cluster, with its key?"
-        )
+    if settings.authenticated and (expired := _expired(settings.read_token())):
+        why = f"the {where} expired at {expired}; put a new one there"
+    elif settings.authenticated:
+        why = f"it does not accept the {where}: was it made for this cluster, with its key?"
     elif settings.tls_cert:
         why = f"it does not accept the client certificate {settings.tls_cert} as a proof of who connects"
     else:
@@ -177,15 +173,13 @@ def _addresses(service_url: str) -> list[tuple[str, int]]:
     return [(part.hostname or "", part.port or own_port) for part in parts]
 
 
-def _shake_hands(settings: PulsarSettings, raw: socket.socket, host: str) -> socket.socket:
-    if not settings.service_url.startswith("pulsar+ssl:"):
-        return raw
+def _context(settings: PulsarSettings) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=settings.tls_ca)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the client does not ask for it either
     context.check_hostname = settings.tls_validate_hostname
     if settings.tls_cert:
         context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    return context.wrap_socket(raw, server_hostname=host)
+    return context
 
 
 def _credentials(settings: PulsarSettings) -> bytes:
@@ -209,6 +203,18 @@ def _receive_command(connection: socket.socket) -> Mapping[int, Any]:
     data = _receive(connection, frame)
     (size,) = struct.unpack(">I", data[:4])
     return _fields(data[4 : 4 + size])
+
+
+def _refusal(command: Mapping[int, Any]) -> str | None:
+    """What the broker says, if it does not accept our credentials."""
+    details = command.get(_ERROR)
+    if command.get(_TYPE) != _ERROR or not isinstance(details, bytes):
+        return None
+    error = _fields(details)
+    if error.get(_ERROR_CODE) != _REFUSED:
+        return None
+    text = error.get(_ERROR_TEXT)
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else ""
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:
