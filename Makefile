@@ -3,7 +3,7 @@ ENGINE ?= openai
 ARGS ?=
 SOURCES = pulsartasks apps examples tools tests setup.py
 
-.PHONY: help run reset test test-pulsar faults pulsar check format bench lock
+.PHONY: help run reset test test-pulsar test-tls faults pulsar check format bench lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,7 +18,10 @@ test: ## everything, against real services [ARGS="-k word"]
 	@exec $(PYTHON) -m tools test $(ARGS)
 
 test-pulsar: ## only what needs the Pulsar server
-	@exec $(PYTHON) -m tools test -m pulsar $(ARGS)
+	@exec $(PYTHON) -m tools test -m "pulsar or tls" $(ARGS)
+
+test-tls: ## the conformance suite on a Pulsar with TLS, tokens and permissions
+	@PULSARTASKS_TEST_TLS=1 exec $(PYTHON) -m tools test tests/conformance tests/integration/test_secure.py -m tls $(ARGS)
 
 faults: ## kill, cut and fill up what 20,000 tasks need, and count what that cost [ARGS="--broker local"]
 	@exec $(PYTHON) -m tools python -m tests.faults $(ARGS)

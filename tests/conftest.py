@@ -16,13 +16,15 @@ from typing import NoReturn, TypeVar
 
 import pytest
 
-from tests import services
+from tests import secure, services
 from tools import downloads, packages
 from tools.terminal import SetupError
 
 T = TypeVar("T")
+Server = TypeVar("Server", bound=services.PulsarServer)
 
 PULSAR: pytest.StashKey[Future[services.PulsarServer]] = pytest.StashKey()
+SECURE_PULSAR: pytest.StashKey[Future[secure.SecurePulsarServer]] = pytest.StashKey()
 CLEANUP: pytest.StashKey[ExitStack] = pytest.StashKey()
 KILLERS = ("after_the_broker_came_back[killed]", "power_cut")
 """Tests that kill the shared Pulsar, the one that waits longest for its return at the end."""
@@ -37,10 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test with the fixture `pulsar_server` can be chosen by ``-m pulsar``."""
+    """Every test with the fixture `pulsar_server` can be chosen by ``-m pulsar``, and `secure_pulsar` by ``-m tls``."""
     for item in items:
         if "pulsar_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.pulsar)
+        if "secure_pulsar" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.tls)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -48,9 +52,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # A killed Pulsar says that it is healthy before it can make topics again ("not enough non-faulty bookies"),
     # for a minute at times, so whoever kills the shared one does it when the others are done.
     session.items.sort(key=lambda item: next((n for n, name in enumerate(KILLERS, 1) if name in item.nodeid), 0))
-    wanted = any(item.get_closest_marker("pulsar") for item in session.items)
-    if wanted and not session.config.option.collectonly:
+    if session.config.option.collectonly:
+        return
+    if any(item.get_closest_marker("pulsar") for item in session.items):
         _pulsar(session.config)
+    if any(item.get_closest_marker("tls") for item in session.items):
+        _secure_pulsar(session.config)
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +72,12 @@ def java_jars() -> Path:
     if shutil.which("javac") is None:
         _absent("a JDK is not installed")
     return _available(downloads.pulsar_java_client)
+
+
+@pytest.fixture(scope="session")
+def secure_pulsar(pytestconfig: pytest.Config) -> secure.SecurePulsarServer:
+    """A second Pulsar, with TLS, tokens and permissions: `.url(role)`, `.tokens`, `.authority`."""
+    return _available(_secure_pulsar(pytestconfig).result)
 
 
 @pytest.fixture(scope="session")
@@ -120,20 +133,35 @@ def service_folder(pytestconfig: pytest.Config) -> Path:
 
 def _pulsar(config: pytest.Config) -> Future[services.PulsarServer]:
     if PULSAR not in config.stash:
-        pool = ThreadPoolExecutor(1, thread_name_prefix="pulsar")
-        config.stash[PULSAR] = pool.submit(_start_pulsar, config)
-        pool.shutdown(wait=False)
-        config.stash[CLEANUP].callback(_stop_pulsar, config.stash[PULSAR])
+        config.stash[PULSAR] = _in_background(config, lambda: services.PulsarServer(*_home(config, "pulsar")))
     return config.stash[PULSAR]
 
 
-def _start_pulsar(config: pytest.Config) -> services.PulsarServer:
-    server = services.PulsarServer(downloads.pulsar(), _folder(config) / "pulsar")
-    server.start()
-    return server
+def _secure_pulsar(config: pytest.Config) -> Future[secure.SecurePulsarServer]:
+    if SECURE_PULSAR not in config.stash:
+        starting = _in_background(config, lambda: secure.SecurePulsarServer(*_home(config, "secure")))
+        config.stash[SECURE_PULSAR] = starting
+    return config.stash[SECURE_PULSAR]
 
 
-def _stop_pulsar(starting: Future[services.PulsarServer]) -> None:
+def _home(config: pytest.Config, name: str) -> tuple[Path, Path]:
+    return downloads.pulsar(), _folder(config) / name
+
+
+def _in_background(config: pytest.Config, make: Callable[[], Server]) -> Future[Server]:
+    def start() -> Server:
+        server = make()
+        server.start()
+        return server
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="pulsar")
+    starting = pool.submit(start)
+    pool.shutdown(wait=False)
+    config.stash[CLEANUP].callback(_stop, starting)
+    return starting
+
+
+def _stop(starting: Future[Server]) -> None:
     if starting.exception() is None:
         starting.result().stop()
 

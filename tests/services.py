@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -131,6 +132,9 @@ class PulsarServer:
         self._process: Process | None = None
         self.service_url = f"pulsar://{LOOPBACK}:{self._broker_port}"
         self.admin_url = f"http://{LOOPBACK}:{self._web_port}"
+        self._context: ssl.SSLContext | None = None
+        self._headers: Mapping[str, str] = {}
+        """What a call of the admin interface needs to be let in."""
 
     def start(self) -> None:
         """Starts it and returns when it serves; what an earlier start stored is there again."""
@@ -176,12 +180,12 @@ class PulsarServer:
             urllib.error.HTTPError: the broker refused it.
         """
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **self._headers}
         request = urllib.request.Request(f"{self.admin_url}/admin/v2/{path}", data, headers, method=method)
         patience = time.monotonic() + 15
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
+                with urllib.request.urlopen(request, timeout=30, context=self._context) as answer:
                     text = answer.read()
                 return json.loads(text) if text else None
             except urllib.error.HTTPError as error:
@@ -191,14 +195,18 @@ class PulsarServer:
             time.sleep(0.2)
 
     def _ready(self) -> bool:
-        return _answers(f"{self.admin_url}/admin/v2/brokers/health")
+        request = urllib.request.Request(f"{self.admin_url}/admin/v2/brokers/health", headers=dict(self._headers))
+        return _answers(request, self._context)
 
-    def _configuration(self) -> str:
-        settings = {
+    def _settings(self) -> Mapping[str, str]:
+        return {
             **PULSAR_SETTINGS,
             "brokerServicePort": str(self._broker_port),
             "webServicePort": str(self._web_port),
         }
+
+    def _configuration(self) -> str:
+        settings = self._settings()
         original = (self._distribution / "conf" / "standalone.conf").read_text()
         kept = [line for line in original.splitlines() if line.partition("=")[0] not in settings]
         return "\n".join([*kept, *(f"{name}={value}" for name, value in settings.items()), ""])
@@ -325,9 +333,9 @@ class Speech:
         return Clip(path, sentence.removeprefix("<s>").strip())
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str | urllib.request.Request, context: ssl.SSLContext | None = None) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=10, context=context) as answer:
             return bool(answer.status == 200)
     except (OSError, http.client.HTTPException):
         return False

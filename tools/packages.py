@@ -14,6 +14,7 @@ BREW_NAMES: Mapping[str, str] = {
     "chromium": "--cask chromium",
     "golang": "go",
     "maven": "maven",
+    "openssl": "openssl",
     "openjdk-17-jre-headless": "openjdk@17",
     "postgresql": "postgresql@17",
     "python3-venv": "python",
@@ -43,7 +44,7 @@ def postgres() -> Path | None:
 
 
 def install_for_tests() -> None:
-    """Installs the browser and the database server that the tests want, where they are missing.
+    """Installs what the tests want of the system: browser, database server and openssl, where they are missing.
 
     Raises:
         SetupError: they are missing and cannot be installed from here.
@@ -52,6 +53,8 @@ def install_for_tests() -> None:
         install("chromium", why="the browser tests")
     if postgres() is None:
         install("postgresql", why="the tests of the outbox")
+    if shutil.which("openssl") is None:
+        install("openssl", why="the tests with TLS")
     for program, package in {"java": "openjdk-17-jre-headless", "mvn": "maven", "go": "golang"}.items():
         if shutil.which(program) is None:
             raise SetupError(f"`{program}` is needed for the tests: {_how_to_install(package)}")

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from pulsartasks.app import PulsarTasks
-from pulsartasks.errors import ConfigurationError
+from pulsartasks.errors import AuthenticationError, AuthorizationError, ConfigurationError
 from pulsartasks.middleware.base import Middleware
 from pulsartasks.plugins import load
 from pulsartasks.worker.logs import configure_logging
@@ -125,6 +125,8 @@ def main(arguments: Sequence[str]) -> int:
         return run(options)
     except ConfigurationError as error:
         sys.stderr.write(f"Error: {error}\n")
+    except (AuthenticationError, AuthorizationError) as error:
+        _log.error("worker.failed", error=str(error))
     except Exception:  # noqa: BLE001 - an import or resource of the user's failed: the traceback is theirs
         _log.exception("worker.failed")
     return CANNOT_START

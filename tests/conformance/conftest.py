@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pulsartasks.worker.worker import Worker
 from tests.conformance import tasks
 from tests.conformance.processes import WorkerProcess
 from tests.conformance.records import Record
+from tests.secure import SecurePulsarServer
 from tests.services import PulsarServer, wait_until
 
 
@@ -87,11 +89,8 @@ class Local:
 @dataclass
 class Pulsar:
     server: PulsarServer
+    url: str
     name: str = "pulsar"
-
-    @property
-    def url(self) -> str:
-        return f"{self.server.service_url}?admin_url={self.server.admin_url}"
 
     def backlog(self, topic: str, subscription: str) -> int:
         return int(self._stats(topic)[subscription]["msgBacklog"])
@@ -111,11 +110,29 @@ class Pulsar:
         return self.server.stats(topic)["subscriptions"]
 
 
-@pytest.fixture(params=["local", pytest.param("pulsar", marks=pytest.mark.pulsar)])
+LOCAL, PULSAR = "local", pytest.param("pulsar", marks=pytest.mark.pulsar)
+TLS = pytest.param("tls", marks=pytest.mark.tls)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests run on both brokers; those marked `wire`, and all with PULSARTASKS_TEST_TLS, on a Pulsar with TLS."""
+    if "broker" in metafunc.fixturenames:
+        brokers = [LOCAL, PULSAR]
+        if metafunc.definition.get_closest_marker("wire"):
+            brokers.append(TLS)
+        only_tls = os.environ.get("PULSARTASKS_TEST_TLS")
+        metafunc.parametrize("broker", [TLS] if only_tls else brokers, indirect=True)
+
+
+@pytest.fixture
 def broker(request: pytest.FixtureRequest) -> Iterator[BrokerUnderTest]:
     """Each broker in turn."""
     if request.param == "pulsar":
-        yield Pulsar(request.getfixturevalue("pulsar_server"))
+        server: PulsarServer = request.getfixturevalue("pulsar_server")
+        yield Pulsar(server, f"{server.service_url}?admin_url={server.admin_url}")
+    elif request.param == "tls":
+        secure: SecurePulsarServer = request.getfixturevalue("secure_pulsar")
+        yield Pulsar(secure, secure.url())
     else:
         # Not pytest's folder: the path of a Unix socket beside the database must be short.
         with tempfile.TemporaryDirectory(prefix="pt-") as folder:

@@ -42,6 +42,7 @@ def story(letter: Kept) -> DeadLetter:
     return letter.story
 
 
+@pytest.mark.wire
 def test_dead_letter_keeps_the_original_and_tells_why(app: PulsarTasks, start_worker: Workers) -> None:
     @app.task(topic="orders", subscription="billing", key=lambda order: order.customer)
     def bill(order: Order) -> None:

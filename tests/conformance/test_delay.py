@@ -86,6 +86,7 @@ def test_delayed_call_survives_the_death_of_the_worker_that_waited_for_it(
     assert run.began >= called + 1.0
 
 
+@pytest.mark.wire
 def test_delayed_call_waits_on_a_topic_of_its_own(
     broker: BrokerUnderTest, acting: PulsarTasks, start_worker: Workers
 ) -> None:

@@ -210,6 +210,7 @@ def test_failover_hands_over_when_its_worker_is_killed(
 # key_shared
 
 
+@pytest.mark.wire
 def test_key_shared_keeps_each_key_in_order_and_never_runs_one_twice_at_once(
     acting: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:

@@ -44,6 +44,7 @@ class StubbornError(Exception):
         self.code, self.reason = code, reason
 
 
+@pytest.mark.wire
 def test_result_comes_from_another_process(acting: PulsarTasks, start_process: StartProcess, record: Record) -> None:
     worker = start_process("shared")
 

@@ -17,6 +17,7 @@ from tests.conformance.records import Record
 from tests.services import wait_until
 
 
+@pytest.mark.wire
 def test_failed_message_runs_again_until_it_succeeds(app: PulsarTasks, start_worker: Workers) -> None:
     @app.task(bind=True, autoretry_for=(ConnectionError,), default_retry_delay=0.0)
     def connect(context: TaskContext) -> int:

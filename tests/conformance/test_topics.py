@@ -26,6 +26,7 @@ class Parcel:
     weight: float
 
 
+@pytest.mark.wire
 def test_each_of_two_subscriptions_gets_everything(app: PulsarTasks, start_worker: Workers, record: Record) -> None:
     ordered = app.topic("ordered", schema=Order, subscriptions=("billing", "packing"))
 
@@ -183,6 +184,7 @@ def test_tasks_of_one_call_topic_are_told_apart(app: PulsarTasks, start_worker: 
     assert [add.delay(3, 4).get(timeout=30), multiply.delay(3, 4).get(timeout=30)] == [7, 12]
 
 
+@pytest.mark.wire
 def test_partitioned_topic_keeps_the_order_of_each_key(
     broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:
@@ -216,6 +218,7 @@ def tails() -> Iterator[list[Tail[Order]]]:
         tail.close()
 
 
+@pytest.mark.wire
 def test_tail_sees_what_is_published_after_it_began(app: PulsarTasks, tails: list[Tail[Order]]) -> None:
     ordered = app.topic("ordered", schema=Order, subscriptions=("billing",))
     ordered.publish(Order("before"))

@@ -460,7 +460,10 @@ def test_local_without_a_path_is_in_the_working_folder(tmp_path: Path, monkeypat
     assert (tmp_path / ".pulsartasks" / "broker.db").is_file()
 
 
-@pytest.mark.parametrize("url", ["local://relative/broker.db", "local:///tmp/x.db?sink=full", "memory://?sync=maybe"])
+@pytest.mark.parametrize(
+    "url",
+    ["local://relative/broker.db", "local:///tmp/x.db?sink=full", "memory://?sync=maybe", "local://?encryption_key=k"],
+)
 def test_wrong_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="broker"):
         open_broker(url)

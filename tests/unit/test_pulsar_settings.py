@@ -80,6 +80,8 @@ def test_a_token_is_not_shown() -> None:
         ("pulsar+ssl://localhost:6651?tls_ca=/nowhere", "no file '/nowhere'"),
         ("pulsar+ssl://localhost:6651?tls_key=/nowhere", "belong together"),
         ("pulsar+ssl://localhost:6651?tls_validate_hostname=perhaps", "true or false"),
+        ("pulsar://localhost:6650?encryption_key=name", "encryption_public_key, a file, belong together"),
+        ("pulsar://localhost:6650?encryption_private_key=/nowhere", "no file '/nowhere'"),
         ("pulsar://localhost:6650?operation_timeout=0", "from 1 to 3600"),
         ("pulsar://localhost:6650?admin_url=localhost:8080", "admin_url reads"),
         ("pulsar://localhost:port", "HOST:6650"),

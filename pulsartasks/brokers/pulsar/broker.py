@@ -20,7 +20,7 @@ from pulsartasks.brokers.pulsar.errors import translated
 from pulsartasks.brokers.pulsar.publisher import Publisher
 from pulsartasks.brokers.pulsar.reader import NON_PERSISTENT_QUEUE, PulsarReader, milliseconds
 from pulsartasks.brokers.pulsar.settings import PulsarSettings
-from pulsartasks.errors import BrokerUnavailableError, PulsarTasksError, SubscriptionBusyError
+from pulsartasks.errors import AuthorizationError, BrokerUnavailableError, PulsarTasksError, SubscriptionBusyError
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode, Start
 from pulsartasks.schemas import Schema
@@ -136,9 +136,15 @@ class PulsarBroker(Broker):
         """Make the topic with so many partitions, which only the admin interface can."""
         try:
             self._admin.create_partitions(topic, partitions)
-        except (BrokerUnavailableError, AdminRefusedError):
-            if self._partitions(topic) == [topic]:
-                raise  # else somebody who may has made them
+        except (BrokerUnavailableError, AdminRefusedError) as error:
+            if self._partitions(topic) != [topic]:
+                return  # somebody who may has made them
+            if not isinstance(error, AuthorizationError):
+                raise
+            raise AuthorizationError(
+                f"could not make the partitions of {topic}, which an administrator of its tenant may; have it made "
+                f"beforehand (pulsar-admin topics create-partitioned-topic -p {partitions} ...): {error}"
+            ) from error
 
     def _create_subscription(self, topic: str, subscription: str, start: Start) -> None:
         try:
@@ -187,8 +193,10 @@ class PulsarBroker(Broker):
 
     def _subscribe(self, topics: Sequence[str], subscription: str, **options: Any) -> Any:
         distinct = list(dict.fromkeys(topics))
-        with translated(f"subscribe {subscription} to {', '.join(distinct)}"):
-            return self._consuming().subscribe(distinct[0] if len(distinct) == 1 else distinct, subscription, **options)
+        with self._connection.explaining(f"subscribe {subscription} to {', '.join(distinct)}"):
+            return self._consuming().subscribe(
+                distinct[0] if len(distinct) == 1 else distinct, subscription, **options, **self._connection.decryption
+            )
 
     def _queue_size(self, subscription: Subscription) -> int:
         """Each topic and partition has a queue of its own; a topic's partitions together hold what was asked for.
@@ -202,7 +210,7 @@ class PulsarBroker(Broker):
 
     def _partitions(self, topic: str) -> list[str]:
         """The names of the topic's partitions; its own alone if it has none."""
-        with translated(f"look up {topic}"):
+        with self._connection.explaining(f"look up {topic}"):
             return list(self._consuming().get_topic_partitions(topic))
 
     def _consuming(self) -> Any:

@@ -6,18 +6,28 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pulsar
 
+from pulsartasks.brokers.pulsar.diagnosis import WrongSettingError, find_trouble, missing_permission
 from pulsartasks.brokers.pulsar.errors import translated
 from pulsartasks.brokers.pulsar.settings import PulsarSettings
-from pulsartasks.errors import BrokerError, ClosedError
+from pulsartasks.errors import (
+    AuthenticationError,
+    AuthorizationError,
+    BrokerError,
+    BrokerUnavailableError,
+    ClosedError,
+)
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing one thing may take; a broker that does not answer is left to find out by itself."""
+
+LISTEN_EVERY = 10.0
+"""Seconds between two looks for why a connection was lost."""
 
 
 class Connection:
@@ -30,6 +40,8 @@ class Connection:
         self._handles: set[Any] = set()
         self._pid: int | None = None
         self._closed = False
+        self._let_in = False
+        self._listen_again = 0.0
 
     @property
     def closed(self) -> bool:
@@ -51,6 +63,52 @@ class Connection:
     def consuming(self) -> Any:
         """The `pulsar.Client` that consumes, reads and looks up."""
         return self._client("consuming")
+
+    @property
+    def encryption(self) -> dict[str, Any]:
+        """What a producer must be told to encrypt; nothing if it is not to."""
+        name = self.settings.encryption_key
+        return {"encryption_key": name, **self._key_reader()} if name else {}
+
+    @property
+    def decryption(self) -> dict[str, Any]:
+        """What a consumer or reader must be told to decrypt.
+
+        What it cannot decrypt it does not get: that stays unacknowledged, for whoever has the key.
+        """
+        failing = {"crypto_failure_action": pulsar.ConsumerCryptoFailureAction.FAIL}
+        return {**failing, **self._key_reader()} if self.settings.encryption_private_key else {}
+
+    @contextmanager
+    def explaining(self, doing: str) -> Iterator[None]:
+        """As `translated`; and if the broker could not be reached or forbids it, the error names the cause."""
+        try:
+            with translated(doing):
+                yield
+        except AuthorizationError as error:
+            raise missing_permission(self.settings, doing) from error.__cause__
+        except (AuthenticationError, BrokerUnavailableError) as error:
+            # Without a cause it is what `_knock` found.
+            trouble = find_trouble(self.settings) if error.__cause__ else None
+            if trouble is None:
+                raise
+            raise type(trouble)(f"could not {doing}: {trouble}") from error.__cause__
+
+    def lost(self) -> None:
+        """Told of a lost connection, now and then asks whether it is our credentials that the broker refuses now.
+
+        The client goes on trying in silence, so that new ones in a token file are all that is needed.
+
+        Raises:
+            AuthenticationError: it is.
+        """
+        with self._lock:
+            if time.monotonic() < self._listen_again:
+                return
+            self._listen_again = time.monotonic() + LISTEN_EVERY
+        trouble = find_trouble(self.settings)
+        if isinstance(trouble, AuthenticationError):
+            raise trouble
 
     def check(self) -> None:
         """Refuse to go on after `close`, and in a forked child, where a call into the client would hang for ever."""
@@ -91,6 +149,8 @@ class Connection:
 
     def _client(self, role: str) -> Any:
         self.check()
+        if not self._let_in:
+            self._knock()
         with self._lock:
             if self._closed:
                 raise ClosedError("the broker was closed")
@@ -101,6 +161,18 @@ class Connection:
                 self._clients[role] = self._open()
                 self._handles.add(self._clients[role])
             return self._clients[role]
+
+    def _key_reader(self) -> dict[str, Any]:
+        settings = self.settings
+        reader = pulsar.CryptoKeyReader(settings.encryption_public_key or "", settings.encryption_private_key or "")
+        return {"crypto_key_reader": reader}
+
+    def _knock(self) -> None:
+        """Before the first connection: the client would take half a minute to say less of refused credentials."""
+        trouble = find_trouble(self.settings)
+        if isinstance(trouble, (AuthenticationError, WrongSettingError)):
+            raise trouble
+        self._let_in = True
 
     def _open(self) -> Any:
         settings = self.settings

@@ -48,6 +48,8 @@ class PulsarConsumer(Consumer):
                 message = self._consumer.receive(wait)
             except pulsar.Timeout:
                 message = None
+                if not self._consumer.is_connected():
+                    self._connection.lost()
             except pulsar.AlreadyClosed:
                 raise ClosedError("the consumer was closed") from None
             except pulsar.Interrupted:  # see errors.translated

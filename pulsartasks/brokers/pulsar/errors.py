@@ -71,8 +71,8 @@ ERRORS: Mapping[str, type[PulsarTasksError]] = {
 _HINTS: Mapping[str, str] = {
     "MessageTooBig": "give the app claim_check=, which sends what is large through a blob store",
     "ConnectError": "is it running, and do address, TLS authority and host name fit? client_log= in the URL tells more",
-    # A token that is missing or wrong shows as a timeout, since the client retries it like a lost connection.
-    "Timeout": "it did not answer in time; it is down or overloaded, or does not accept the token",
+    "Timeout": "it did not answer in time; it is down or overloaded",
+    "CryptoError": "the public or private key could not be read; client_log= in the URL tells more",
     "TopicNotFound": "the tenant or namespace does not exist, or the broker makes no topics by itself",
     "NotAllowedError": "a policy of the topic or namespace forbids it",
     "ProducerBlockedQuotaExceededError": "the backlog quota of the topic is used up",

@@ -23,7 +23,8 @@ import pulsar
 from pulsartasks.brokers.base import check_size
 from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
 from pulsartasks.brokers.pulsar.consumer import message_id_text
-from pulsartasks.brokers.pulsar.errors import from_result, translated
+from pulsartasks.brokers.pulsar.diagnosis import WrongSettingError
+from pulsartasks.brokers.pulsar.errors import from_result
 from pulsartasks.brokers.pulsar.schema import JsonBytes, explained
 from pulsartasks.errors import (
     BrokerError,
@@ -159,7 +160,7 @@ class _Outlet:
         return self.opening.exception() if self.opening.done() else None
 
     def open(self, connection: Connection) -> Any:
-        with explained(connection, self.topic, self._schema), translated(f"publish to {self.topic}"):
+        with explained(connection, self.topic, self._schema), connection.explaining(f"publish to {self.topic}"):
             producer = connection.publishing().create_producer(
                 self.topic,
                 self.producer,
@@ -167,6 +168,7 @@ class _Outlet:
                 send_timeout_millis=0,  # our deadline is the only one
                 max_pending_messages=0,  # and so is our window: the client would drop what exceeds its own
                 max_pending_messages_across_partitions=0,
+                **connection.encryption,
             )
         return connection.keep(producer)
 
@@ -254,7 +256,7 @@ class _Call:
     def fail(self, indices: Sequence[int], topic: str, error: BaseException) -> None:
         """These messages found no producer, which ends it for them unless the broker may come back in time."""
         self._failures[topic] = error
-        if isinstance(error, BrokerUnavailableError):
+        if isinstance(error, BrokerUnavailableError) and not isinstance(error, WrongSettingError):
             return
         for index in indices:
             self._outcomes[index] = error if isinstance(error, PulsarTasksError) else BrokerError(str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -29,18 +29,20 @@ NON_PERSISTENT_QUEUE = 1_000
 _QUEUE = 100
 
 
-def open_reader(client: Any, topic: str, since: float | None) -> tuple[Any, list[Any]]:
+def open_reader(client: Any, topic: str, since: float | None, **options: Any) -> tuple[Any, list[Any]]:
     """The client's reader of `topic`, from its end or from an instant on, and the messages it has read already.
 
     Until the client has read a first message it does not know where it is: after a reconnect it goes to what is then
     the end, though it was told where to begin, and passes over what came meanwhile. So every reader begins with one.
     """
     if not is_persistent(topic):
-        return client.create_reader(topic, pulsar.MessageId.latest, receiver_queue_size=NON_PERSISTENT_QUEUE), []
+        options["receiver_queue_size"] = NON_PERSISTENT_QUEUE
+        return client.create_reader(topic, pulsar.MessageId.latest, **options), []
+    options["receiver_queue_size"] = _QUEUE
     if since is None:
-        return _open_at_end(client, topic)[0], []
+        return _open_at_end(client, topic, options)[0], []
     while True:
-        reader = client.create_reader(topic, pulsar.MessageId.earliest, receiver_queue_size=_QUEUE)
+        reader = client.create_reader(topic, pulsar.MessageId.earliest, **options)
         with _closing_on_error(reader):
             if since > 0:
                 reader.seek(milliseconds(since))
@@ -48,17 +50,15 @@ def open_reader(client: Any, topic: str, since: float | None) -> tuple[Any, list
         if first is not None:
             return reader, [first]
         reader.close()
-        reader, last = _open_at_end(client, topic)
+        reader, last = _open_at_end(client, topic, options)
         if all(message.publish_timestamp() < milliseconds(since) for message in last):
             return reader, []
         reader.close()  # something came between the two: look again
 
 
-def _open_at_end(client: Any, topic: str) -> tuple[Any, list[Any]]:
+def _open_at_end(client: Any, topic: str, options: Mapping[str, Any]) -> tuple[Any, list[Any]]:
     """A reader behind the last message of each partition, and these."""
-    reader = client.create_reader(
-        topic, pulsar.MessageId.latest, receiver_queue_size=_QUEUE, start_message_id_inclusive=True
-    )
+    reader = client.create_reader(topic, pulsar.MessageId.latest, start_message_id_inclusive=True, **options)
     last: dict[str, Any] = {}
     with _closing_on_error(reader):
         partitions = len(client.get_topic_partitions(topic))
@@ -67,7 +67,7 @@ def _open_at_end(client: Any, topic: str) -> tuple[Any, list[Any]]:
     if last:
         return reader, list(last.values())
     reader.close()  # there is no message, so the earliest is the first that comes
-    return client.create_reader(topic, pulsar.MessageId.earliest, receiver_queue_size=_QUEUE), []
+    return client.create_reader(topic, pulsar.MessageId.earliest, **options), []
 
 
 def _read_present(reader: Any) -> Any:
@@ -99,8 +99,8 @@ class PulsarReader(Reader):
         topic: str,
         since: float | None,
     ) -> None:
-        with translated(f"read {topic}"):
-            reader, self._already_read = open_reader(connection.consuming(), topic, since)
+        with connection.explaining(f"read {topic}"):
+            reader, self._already_read = open_reader(connection.consuming(), topic, since, **connection.decryption)
         self._connection = connection
         self._reader = connection.keep(reader)
         self._on_close = on_close

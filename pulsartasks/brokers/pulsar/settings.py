@@ -14,6 +14,7 @@ from pulsartasks.options import check_names
 
 _OWN_PORTS = {"pulsar": ("6650", "http", "8080"), "pulsar+ssl": ("6651", "https", "8443")}
 """Pulsar's own port of each scheme, and where the admin interface is beside it."""
+_FILES = ("token_file", "tls_ca", "tls_cert", "tls_key", "encryption_public_key", "encryption_private_key")
 _HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[\w.-]+)(:(?P<port>\d{1,5}))?")
 
 
@@ -36,6 +37,12 @@ class PulsarSettings:
     """PEM file of the client's own certificate, with `tls_key`, for mutual TLS."""
     tls_key: str | None = None
     tls_validate_hostname: bool = True
+    encryption_key: str | None = None
+    """A name for the key pair with which payloads are encrypted from end to end; it travels with each message."""
+    encryption_public_key: str | None = None
+    """PEM file of the public key; with it everything that is published is encrypted."""
+    encryption_private_key: str | None = field(default=None, repr=False)
+    """PEM file of the private key, with which it is read. Messages that this key cannot open stay where they are."""
     operation_timeout: int = 30
     """Seconds to wait for the broker to answer a subscription, a look-up or a new producer."""
     client_log: str = os.devnull
@@ -70,6 +77,9 @@ class PulsarSettings:
             tls_cert=given.get("tls_cert"),
             tls_key=given.get("tls_key"),
             tls_validate_hostname=_yes(given.get("tls_validate_hostname", "true")),
+            encryption_key=given.get("encryption_key"),
+            encryption_public_key=given.get("encryption_public_key"),
+            encryption_private_key=given.get("encryption_private_key"),
             operation_timeout=_seconds(given.get("operation_timeout", "30")),
             client_log=given.get("client_log", os.devnull),
         )
@@ -79,7 +89,9 @@ class PulsarSettings:
             raise ConfigurationError("give the token or the token_file, not both")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ConfigurationError("tls_cert and tls_key belong together; one of them is missing")
-        for name in ("token_file", "tls_ca", "tls_cert", "tls_key"):
+        if bool(self.encryption_key) != bool(self.encryption_public_key):
+            raise ConfigurationError("encryption_key, a name, and encryption_public_key, a file, belong together")
+        for name in _FILES:
             path = getattr(self, name)
             if path and not Path(path).is_file():
                 raise ConfigurationError(f"{name}: there is no file {path!r}")
