@@ -15,8 +15,11 @@ from pulsartasks.topics import is_persistent
 from pulsartasks.worker.run import Run
 
 REMEMBERED = 10_000
-REMEMBERED_FOR = 600.0
-"""A copy is remembered for so many others, or so many seconds, and for twice that at most."""
+REMEMBERED_FOR = 60.0
+"""A copy is remembered for so many others, or so many seconds, and for twice that at most.
+
+The second one of a crash comes about as much later as the attempt took; what comes much later was wanted once more:
+somebody set the cursor back to the original, which failed again."""
 
 _Key: TypeAlias = tuple[str, str, str, str]
 
