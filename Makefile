@@ -3,7 +3,7 @@ ENGINE ?= openai
 ARGS ?=
 SOURCES = pulsartasks apps examples tools tests setup.py
 
-.PHONY: help run reset test test-pulsar pulsar check format bench lock
+.PHONY: help run reset test test-pulsar faults pulsar check format bench lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -19,6 +19,9 @@ test: ## everything, against real services [ARGS="-k word"]
 
 test-pulsar: ## only what needs the Pulsar server
 	@exec $(PYTHON) -m tools test -m pulsar $(ARGS)
+
+faults: ## kill, cut and fill up what 20,000 tasks need, and count what that cost [ARGS="--broker local"]
+	@exec $(PYTHON) -m tools python -m tests.faults $(ARGS)
 
 pulsar: ## a Pulsar to try things with, at pulsar://127.0.0.1:6650, until Ctrl-C
 	@exec $(PYTHON) -m tools python -m tests.services

@@ -24,8 +24,11 @@ from pulsartasks.errors import (
     Retry,
     SubscriptionBusyError,
     TaskError,
+    TimeLimitExceeded,
+    UnacknowledgedError,
     UnknownTaskError,
     UnreadableMessageError,
+    WorkerCrashedError,
 )
 from pulsartasks.message import DeadLetter, Request
 from pulsartasks.result import AsyncResult
@@ -63,7 +66,10 @@ __all__ = [
     "Task",
     "TaskContext",
     "TaskError",
+    "TimeLimitExceeded",
     "Topic",
+    "UnacknowledgedError",
     "UnknownTaskError",
     "UnreadableMessageError",
+    "WorkerCrashedError",
 ]

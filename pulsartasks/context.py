@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn
 
 import structlog
 
-from pulsartasks.errors import MaxRetriesExceededError, Retry
+from pulsartasks.errors import ConfigurationError, MaxRetriesExceededError, Retry, UnacknowledgedError
 from pulsartasks.message import Request
 from pulsartasks.retry import RetryPolicy
 
@@ -17,11 +19,12 @@ from pulsartasks.retry import RetryPolicy
 class TaskContext:
     """The first argument of a task with ``bind=True``."""
 
-    __slots__ = ("_policy", "request")
+    __slots__ = ("_acknowledgement", "_policy", "request")
 
-    def __init__(self, request: Request, policy: RetryPolicy) -> None:
+    def __init__(self, request: Request, policy: RetryPolicy, acknowledgement: Acknowledgement | None = None) -> None:
         self.request = request
         self._policy = policy
+        self._acknowledgement = acknowledgement
 
     @property
     def id(self) -> str:
@@ -39,6 +42,21 @@ class TaskContext:
         return structlog.get_logger("pulsartasks.task").bind(
             task=self.request.task, id=self.request.id, attempt=self.request.retries + 1
         )
+
+    def ack(self) -> None:
+        """Acknowledge the message of a task with ``ack="manual"``, from any thread while the task runs.
+
+        From then on a crash does not have it delivered again. A second call does nothing, nor does any where the
+        function is called directly.
+
+        Raises:
+            ConfigurationError: the task is not one with ``ack="manual"``.
+            UnacknowledgedError: the task has ended without it, and its message is to run again.
+        """
+        if self._acknowledgement is not None:
+            self._acknowledgement.give(self.request)
+        elif not self.request.called_directly:
+            raise ConfigurationError(f"task {self.request.task!r}: self.ack() needs ack='manual'")
 
     def retry(
         self,
@@ -69,3 +87,28 @@ class TaskContext:
         if countdown is not None and not math.isfinite(countdown):
             raise ValueError(f"retry(countdown={countdown}) has no end; give seconds")
         raise Retry(policy.delay(self.retries, random.random) if countdown is None else countdown, exc)
+
+
+class Acknowledgement:
+    """The one acknowledgement that a task with ``ack="manual"`` may give, until it ends."""
+
+    def __init__(self, acknowledge: Callable[[], None]) -> None:
+        self._acknowledge = acknowledge
+        self._lock = threading.Lock()
+        self._given = False
+        self._ended = False
+
+    def give(self, request: Request) -> None:
+        with self._lock:
+            if self._given:
+                return
+            if self._ended:
+                raise UnacknowledgedError(f"{request.task}[{request.id}] has ended; call self.ack() before it returns")
+            self._acknowledge()
+            self._given = True
+
+    def end(self) -> bool:
+        """The task has ended, and it is too late from now on; whether it was given."""
+        with self._lock:
+            self._ended = True
+            return self._given

@@ -10,7 +10,16 @@ from typing import Any
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Consumer, Delivery, Subscription
 from pulsartasks.errors import ConfigurationError
-from pulsartasks.message import REAL_SUBSCRIPTION, REAL_TOPIC, TASK, TASK_ID, DeadLetter, Publication, without_death
+from pulsartasks.message import (
+    ORIGIN_MESSAGE_ID,
+    REAL_SUBSCRIPTION,
+    REAL_TOPIC,
+    TASK,
+    TASK_ID,
+    DeadLetter,
+    Publication,
+    without_death,
+)
 from pulsartasks.task import Task
 from pulsartasks.topics import DEAD_LETTERS
 
@@ -31,8 +40,9 @@ class Kept:
 
     @property
     def id(self) -> str:
-        """The task's id, or the message's where it has none; the same each time it is listed."""
-        return self.delivery.properties.get(TASK_ID) or self.delivery.message_id
+        """The task's id, or the message's where it has none, as the log has it; the same each time it is listed."""
+        headers = self.delivery.properties
+        return headers.get(TASK_ID) or headers.get(ORIGIN_MESSAGE_ID) or self.delivery.message_id
 
 
 class DeadLetters:

@@ -18,6 +18,9 @@ PulsarTasksError
 │   ├── IncompatibleSchemaError
 │   └── ClosedError
 ├── ResultTimeoutError          (also a TimeoutError)
+├── WorkerCrashedError          a task took its worker process with it, too often
+├── TimeLimitExceeded           (also a TimeoutError) a task's process was killed by its hard time limit
+├── UnacknowledgedError         a task with ack="manual" ended without self.ack()
 ├── TaskError                   a task failed elsewhere with an exception that cannot be rebuilt here
 └── MaxRetriesExceededError
 
@@ -99,8 +102,20 @@ class ResultTimeoutError(PulsarTasksError, TimeoutError):
     """No result arrived within the timeout; the task may still be waiting or running."""
 
 
+class WorkerCrashedError(PulsarTasksError):
+    """The worker process died each time while it ran this message; what killed it left no exception."""
+
+
+class TimeLimitExceeded(PulsarTasksError, TimeoutError):  # noqa: N818 - Celery's name
+    """The task was still running when its hard ``time_limit`` ended, so its process was killed."""
+
+
 class TaskError(PulsarTasksError):
     """A task failed with an exception whose type cannot be rebuilt here; the text names it."""
+
+
+class UnacknowledgedError(PulsarTasksError):
+    """A task with ``ack="manual"`` returned without ``self.ack()``, or called it when it had ended."""
 
 
 class MaxRetriesExceededError(PulsarTasksError):

@@ -33,6 +33,8 @@ DELAY = "DELAY_TIME"
 REAL_TOPIC = "REAL_TOPIC"
 REAL_SUBSCRIPTION = "REAL_SUBSCRIPTION"
 ORIGIN_MESSAGE_ID = "ORIGIN_MESSAGE_ID"
+OLD_ORIGIN_MESSAGE_ID = "ORIGIN_MESSAGE_IDY_TIME"
+"""The same, as Java's client once wrote it by mistake, and others still write it."""
 
 REASON = "pt-reason"
 EXCEPTION_TYPE = "pt-exception-type"
@@ -44,7 +46,7 @@ FAILED_AT = "pt-failed-at"
 PUBLISHED_AT = "pt-published-at"
 
 _DEATH = (REASON, EXCEPTION_TYPE, EXCEPTION_MESSAGE, TRACEBACK, ATTEMPTS, WORKER, FAILED_AT, PUBLISHED_AT)
-_RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, ETA)
+_RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, OLD_ORIGIN_MESSAGE_ID, ETA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class Publication:
     properties: Mapping[str, str] = field(default_factory=dict)
     deliver_at: float | None = None
     """Seconds since the epoch before which the broker holds the message; None: at once."""
+    producer: str | None = None
+    """Who publishes it, one process at a time, if the broker is to know it from `sequence`."""
+    sequence: int | None = None
+    """1 or more, rising: what is not above the last one of its producer on the topic was stored before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class DeadLetter:
     """Why a message was given up, as its headers tell."""
 
     reason: str
-    """``failed``, ``rejected``, ``unreadable`` or ``unknown task``."""
+    """``failed``, ``rejected``, ``unreadable``, ``unknown task`` or ``crashed``."""
     exception_type: str
     exception_message: str
     traceback: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, get_args
@@ -12,7 +13,7 @@ from pulsartasks.retry import RetryPolicy
 from pulsartasks.topics import is_name, is_topic
 
 Mode = Literal["shared", "exclusive", "failover", "key_shared"]
-Ack = Literal["late", "early"]
+Ack = Literal["late", "early", "manual"]
 Start = Literal["earliest", "latest"]
 
 ORDERED: frozenset[str] = frozenset({"exclusive", "failover", "key_shared"})
@@ -40,9 +41,13 @@ class TaskKeywords(TypedDict, total=False):
     retry_jitter: bool
     default_retry_delay: float
     dead_letter: bool | str
+    max_crashes: int
+    time_limit: float | None
     concurrency: int | None
     prefetch: int | None
     ignore_result: bool
+    once: bool
+    once_for: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,8 @@ class TaskOptions:
     key: Callable[..., str | None] | None = None
     """Called with the task's arguments; gives what order is kept by."""
     ack: Ack = "late"
-    """``late``: after the task ran, so at least once; ``early``: before it, so at most once."""
+    """``late``: after the task ran, so at least once; ``early``: before it, so at most once; ``manual``: by
+    ``self.ack()``."""
     start: Start = "earliest"
     """Where a subscription begins that did not exist before."""
     max_retries: int | None = 3
@@ -74,12 +80,21 @@ class TaskOptions:
     default_retry_delay: float = 1.0
     dead_letter: bool | str = True
     """True: ``<topic>-<subscription>-DLQ``; a name: that topic; False: what is given up is dropped (and logged)."""
+    max_crashes: int = 3
+    """Worker processes that a message may take with it before it is given up."""
+    time_limit: float | None = None
+    """Seconds after which the process of a run is killed, whatever it does; the message is then an error like any
+    other. None: no limit."""
     concurrency: int | None = None
     """Messages of this task run at once in a process, on its own threads; default: it shares the worker's ``-c``."""
     prefetch: int | None = None
     """Messages that wait in the process beyond those running; default: max(2 x concurrency, 16)."""
     ignore_result: bool = False
     """Store no result; the call returns a handle whose ``get()`` says so."""
+    once: bool = False
+    """Effectively once: what has succeeded under an id does not run again under it, delivered or published anew."""
+    once_for: float = 3600.0
+    """Seconds for which that is remembered, by all workers of the app."""
 
     @property
     def ordered(self) -> bool:
@@ -114,7 +129,7 @@ class TaskOptions:
         """What is wrong, first things first: a check may rely on those before it."""
         checks: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "mode": (get_args(Mode).__contains__, f"one of {', '.join(get_args(Mode))}"),
-            "ack": (get_args(Ack).__contains__, "'late' or 'early'"),
+            "ack": (get_args(Ack).__contains__, "'late', 'early' or 'manual'"),
             "start": (get_args(Start).__contains__, "'earliest' or 'latest'"),
             "key": (lambda key: key is None or callable(key), "a function of the task's arguments"),
             "subscription": (lambda name: name is None or is_name(name), "a name of letters, digits and . _ - only"),
@@ -126,17 +141,24 @@ class TaskOptions:
             "autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
             "dont_autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
             "max_retries": (lambda n: n is None or _is_whole(n, 0), "0 or more, or None for no end"),
+            "max_crashes": (lambda n: _is_whole(n, 1), "a whole number of at least 1"),
+            "time_limit": (lambda n: n is None or (_is_seconds(n) and n > 0), "seconds, more than 0, or None"),
             "concurrency": (lambda n: n is None or _is_whole(n, 1), "a whole number of at least 1"),
             "prefetch": (lambda n: n is None or _is_whole(n, 1), "a whole number of at least 1"),
             "retry_backoff": (_is_seconds, "True, False, or the seconds to begin with"),
             "retry_backoff_max": (_is_seconds, "seconds, 0 or more"),
             "default_retry_delay": (_is_seconds, "seconds, 0 or more"),
+            "once_for": (lambda seconds: _is_seconds(seconds) and 0 < seconds < math.inf, "seconds, more than 0"),
         }
         for option, (accepts, wanted) in checks.items():
             if not accepts(getattr(self, option)):
                 yield f"{option} must be {wanted}, not {getattr(self, option)!r}"
         if self.mode in ("exclusive", "failover") and self.concurrency not in (None, 1):
             yield f"{self.mode} runs one message at a time; leave concurrency out, or use key_shared"
+        if self.ack == "manual" and not self.bind:
+            yield "ack='manual' is done by self.ack(); write bind=True, and self as the first parameter"
+        if self.once and self.ack != "late":
+            yield f"once=True records a success before the acknowledgement, so ack={self.ack!r} must be left out"
 
 
 def check_names(given: Collection[str], known: Collection[str], *, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-Reason = Literal["failed", "rejected", "unreadable", "unknown task"]
+Reason = Literal["failed", "rejected", "unreadable", "unknown task", "crashed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,4 +31,11 @@ class Died:
     reason: Reason
 
 
-Outcome: TypeAlias = "Succeeded | Retried | Died"
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """The task did not run: its work is done already (``done``), or another copy of this attempt ran (``copy``)."""
+
+    reason: Literal["done", "copy"]
+
+
+Outcome: TypeAlias = "Succeeded | Retried | Died | Skipped"

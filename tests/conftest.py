@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Whatever the run starts ends with it."""
     config.stash[CLEANUP] = ExitStack()
     config.add_cleanup(config.stash[CLEANUP].close)
+    os.environ["PULSARTASKS_STATE_DIR"] = str(_folder(config) / "state")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -56,6 +57,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pulsar_server(pytestconfig: pytest.Config) -> services.PulsarServer:
     """A real Pulsar of this test run: `.service_url`, `.admin_url`, `.restart()`, `.unload(topic)`, `.stats(topic)`."""
     return _available(_pulsar(pytestconfig).result)
+
+
+@pytest.fixture(scope="session")
+def java_jars() -> Path:
+    """The folder with the jars of Pulsar's Java client; whoever asks for it may run Java's sources."""
+    if shutil.which("javac") is None:
+        _absent("a JDK is not installed")
+    return _available(downloads.pulsar_java_client)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from tools.terminal import SetupError, say
 
 DOWNLOADS: dict[str, Callable[[], Path]] = {
     "pulsar": downloads.pulsar,
+    "pulsar-java-client": downloads.pulsar_java_client,
     "versitygw": downloads.versitygw,
     "speech": downloads.speech,
     "whisper-faster": lambda: downloads.whisper_weights("faster"),

@@ -12,12 +12,13 @@ import zipfile
 from pathlib import Path
 
 from tools import environment
-from tools.cache import ATTEMPTS, check_sha256, make_whole, run
+from tools.cache import ATTEMPTS, cache_folder, check_sha256, locked, make_whole, run
 from tools.terminal import SetupError, say
 
 PULSAR_VERSION = "4.0.8"
 PULSAR_SHA256 = "35c7d064c9e0928edbf2e708989faba0379662f98aa84ce0d4190c59efb6765e"
-MAVEN_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
+MAVEN_DEPENDENCY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
+JAVA_TESTS = environment.CHECKOUT / "tests" / "java"
 VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 
 
@@ -30,11 +31,34 @@ def _fetch_pulsar(target: Path) -> None:
     say(f"Downloading Pulsar {PULSAR_VERSION} (245 MB) ...")
     artifact = f"org.apache.pulsar:pulsar-server-distribution:{PULSAR_VERSION}:tar.gz:bin"
     workshop = target.parent
-    run(["mvn", "-B", "-q", MAVEN_COPY, f"-Dartifact={artifact}", f"-DoutputDirectory={workshop}"], attempts=ATTEMPTS)
+    _maven("copy", f"-Dartifact={artifact}", f"-DoutputDirectory={workshop}")
     (archive,) = workshop.glob("*.tar.gz")
     check_sha256(archive, PULSAR_SHA256)
     run(["tar", "-xzf", archive, "-C", workshop])
     (workshop / f"apache-pulsar-{PULSAR_VERSION}").rename(target)
+
+
+def pulsar_java_client() -> Path:
+    """A folder with the jars of Pulsar's Java client, for the tests."""
+    return make_whole(f"pulsar/java-client-{PULSAR_VERSION}", _fetch_java_client)
+
+
+def _fetch_java_client(target: Path) -> None:
+    say(f"Downloading the Java client of Pulsar {PULSAR_VERSION} (30 MB) ...")
+    pom = JAVA_TESTS / "pom.xml"
+    options = ["-Dpulsar.version=" + PULSAR_VERSION, "-DincludeScope=runtime", f"-DoutputDirectory={target}"]
+    _maven("copy-dependencies", "-f", pom, *options)
+    sums = (line.split() for line in (JAVA_TESTS / "SHA256SUMS").read_text().splitlines())
+    pinned = {name: digest for digest, name in sums}
+    if other := {jar.name for jar in target.iterdir()} ^ set(pinned):
+        raise SetupError(f"The jars of the Java client are not those that are pinned: {', '.join(sorted(other))}")
+    for name, digest in pinned.items():
+        check_sha256(target / name, digest)
+
+
+def _maven(goal: str, *options: str | Path) -> None:
+    with locked(cache_folder() / "locks" / "maven"):  # two at once would write the same files of its own cache
+        run(["mvn", "-B", "-q", f"{MAVEN_DEPENDENCY}:{goal}", *options], attempts=ATTEMPTS)
 
 
 def versitygw() -> Path:

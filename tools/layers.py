@@ -10,7 +10,19 @@ from pathlib import Path
 
 LAYERS = ("words", "ports", "adapters", "face", "runtime", "edges")
 CORE = LAYERS[:-1]
-WORDS = {"clock", "errors", "message", "options", "outcome", "retry", "schedule", "schemas", "serializers", "topics"}
+WORDS = {
+    "clock",
+    "crashes",
+    "errors",
+    "message",
+    "options",
+    "outcome",
+    "retry",
+    "schedule",
+    "schemas",
+    "serializers",
+    "topics",
+}
 FAMILIES = {"brokers", "middleware", "results"}
 FACE = ("plugins", "claims", "context", "result", "signature", "topic", "task", "canvas", "app", "__init__")
 """In this order: a module of the face imports only those before it."""

@@ -162,6 +162,11 @@ class Claims:
 class Broker(ABC):
     """One process's connection to the broker, safe to use from all its threads, never across a fork."""
 
+    @property
+    @abstractmethod
+    def address(self) -> str | None:
+        """Where it is, the same for all that share it and without secrets; None if it ends with this process."""
+
     @abstractmethod
     def declare(
         self,
@@ -191,6 +196,19 @@ class Broker(ABC):
 
         `timeout` (seconds) bounds the whole; what is unconfirmed by then is a `PublishTimeoutError`.
         """
+
+    def deduplicates(self, topic: str) -> bool:
+        """Whether a message with a `producer` and a `sequence` that `topic` has already is not stored again.
+
+        It is confirmed all the same, with an id that is no message's.
+
+        Raises:
+            BrokerUnavailableError, AuthorizationError, BrokerError: the broker does not say.
+        """
+        return False
+
+    def retire(self, producer: str) -> None:  # noqa: B027 - not abstract: whoever holds no names has none to give up
+        """Publish no more under this name, so that another process can; the next publication takes it again."""
 
     @abstractmethod
     def subscribe(self, subscription: Subscription) -> Consumer:

@@ -124,6 +124,8 @@ def _in_full(kept: Kept) -> str:
             f"worker     {story.worker}",
             f"topic      {story.topic}",
         ]
+    else:  # given up by another client, which tells what it knows in headers
+        lines += [f"header     {name}: {value}" for name, value in sorted(kept.delivery.properties.items())]
     lines += [f"key        {kept.delivery.key}", f"value      {_value(kept)}"]
     return "\n".join([*lines, *(["", story.traceback.rstrip()] if story is not None and story.traceback else [])])
 

@@ -36,6 +36,12 @@ from pulsartasks.worker.supervisor import Supervisor, WorkerOptions
     show_default=True,
     help="Seconds that running tasks have to finish.",
 )
+@click.option(
+    "--max-memory-per-child",
+    type=click.IntRange(1),
+    metavar="MB",
+    help="Kill a process above so much memory; what it runs is a suspect.  [default: no limit]",
+)
 @click.option("--health-port", type=click.IntRange(0, 65_535), help="Answer /healthz, /readyz and /metrics here.")
 @click.option(
     "--health-host", default="127.0.0.1", show_default=True, help="Address for --health-port; 0.0.0.0 in a container."
@@ -47,6 +53,7 @@ def worker(
     topics: str | None,
     log_level: str,
     grace: float,
+    max_memory_per_child: int | None,
     health_port: int | None,
     health_host: str,
 ) -> None:
@@ -63,6 +70,7 @@ def worker(
         topics=None if topics is None else [name.strip() for name in topics.split(",") if name.strip()],
         log_level=log_level,
         grace=grace,
+        max_memory=None if max_memory_per_child is None else max_memory_per_child * 1_000_000,
     )
     with ExitStack() as stack:
         stack.enter_context(metrics_folder())

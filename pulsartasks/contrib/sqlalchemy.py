@@ -22,7 +22,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -34,6 +34,7 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from pulsartasks.app import PulsarTasks
+from pulsartasks.contrib.outbox_sequences import Deduplication
 from pulsartasks.errors import (
     AuthenticationError,
     BrokerUnavailableError,
@@ -49,7 +50,7 @@ from pulsartasks.signature import Signature
 Transaction: TypeAlias = "Session | scoped_session[Any] | sa.Connection"
 
 BATCH = 100
-"""Rows that are published together; as many may be sent twice when a relay is killed."""
+"""Rows that are published together; where the broker does not deduplicate, as many may be sent twice by a kill."""
 POLL = 0.1
 """Seconds between two looks for rows that another process committed."""
 STAND_BY = 1.0
@@ -69,7 +70,7 @@ class Outbox:
     """Two tables of `metadata`, which the application creates and migrates with its own.
 
     Messages are sent at least once: those of a relay that is killed between the broker's confirmation and the
-    deletion of their rows are sent again.
+    deletion of their rows are sent again. Where the broker deduplicates (`Broker.deduplicates`) it drops these.
 
     Rows of the same key reach their topic in the order in which their transactions committed, and within a
     transaction in the order in which they were added. A row that was parked has lost its place. Rows without a key,
@@ -196,6 +197,9 @@ class Relay:
         """Rows that the broker has confirmed and the database has not deleted yet."""
         self._resting: dict[str, _Rest] = {}
         self._interruptions = 0
+        self._deduplication = Deduplication(app, outbox.name, outbox.shard_table)
+        self._unsure = True
+        """There may be rows with a number that were sent already, or not; these come first."""
 
     def run(self, stop: threading.Event) -> None:
         """Forward rows until `stop` is set, at most 10 s longer; an absent broker or database is waited for.
@@ -203,7 +207,7 @@ class Relay:
         Raises:
             ConfigurationError: the database is SQLite in memory, which other connections cannot see.
         """
-        _log.info("outbox.started", outbox=self._outbox.name, delivery="at least once")
+        _log.info("outbox.started", outbox=self._outbox.name)
         with self._hearing_commits():
             while not stop.is_set():
                 self._attend(stop)
@@ -212,12 +216,12 @@ class Relay:
     def _attend(self, stop: threading.Event) -> None:
         """Look again and again over one connection, until it breaks."""
         try:
-            with self._engine.connect() as connection, self._claim(connection) as claim:
-                known: Collection[int] = ()
+            with self._engine.connect() as connection, self._claim(connection) as claim, self._naming() as known:
                 while not stop.is_set():
-                    if (shards := tuple(claim())) != known:
-                        _log.info("outbox.claimed", outbox=self._outbox.name, shards=shards)
-                        known = shards
+                    if (shards := set(claim())) != known:
+                        _log.info("outbox.claimed", outbox=self._outbox.name, shards=tuple(shards))
+                        known.update(shards)
+                        self._unsure = True
                     self._look(connection, shards, stop)
                     self._interruptions = 0
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
@@ -227,10 +231,19 @@ class Relay:
             _log.warning("outbox.interrupted", outbox=self._outbox.name, error=str(said), delay=delay)
             stop.wait(delay)
 
+    @contextmanager
+    def _naming(self) -> Iterator[set[int]]:
+        """The shards in whose names is published, until others may."""
+        shards: set[int] = set()
+        try:
+            yield shards
+        finally:
+            self._deduplication.retire(shards)
+
     def _look(self, connection: sa.Connection, shards: Collection[int], stop: threading.Event) -> None:
         """Look once: publish what waits in `shards`, delete what was confirmed, wait if there was little to do."""
         self._settle(connection, {})  # what was confirmed before the database went away
-        rows = self._waiting(connection, shards) if shards else []
+        rows = self._number(connection, self._waiting(connection, shards)) if shards else []
         by_topic: dict[str, list[_Row]] = defaultdict(list)
         for row in rows:
             by_topic[row.publication.topic].append(row)
@@ -248,15 +261,54 @@ class Relay:
         columns = self._outbox.table.c
         resting = [topic for topic, rest in self._resting.items() if rest.until > time.monotonic()]
         query = (
-            sa.select(columns.id, columns.topic, columns.value, columns.key, columns.properties, columns.deliver_at)
+            sa.select(columns.id, columns.shard, columns.sequence_id)
+            .add_columns(columns.topic, columns.value, columns.key, columns.properties, columns.deliver_at)
             .where(columns.error.is_(None), columns.shard.in_(shards))
-            .order_by(columns.id)
             .limit(BATCH)
         )
         if resting:
             query = query.where(columns.topic.not_in(resting))
         with connection.begin():
-            return [_Row(row_id, Publication(*fields)) for row_id, *fields in connection.execute(query)]
+            rows: Sequence[sa.Row[Any]] = ()
+            if self._unsure:
+                numbered = query.where(columns.sequence_id.is_not(None)).order_by(columns.sequence_id)
+                rows = connection.execute(numbered).all()
+                self._unsure = bool(rows or self._resting)
+            rows = rows or connection.execute(query.order_by(columns.id)).all()
+        return [
+            _Row(
+                row.id,
+                row.shard,
+                row.sequence_id,
+                Publication(row.topic, row.value, row.key, row.properties, row.deliver_at),
+            )
+            for row in rows
+        ]
+
+    def _number(self, connection: sa.Connection, rows: Sequence[_Row]) -> list[_Row]:
+        """The rows as they are to be published, without those of topics that are out of reach."""
+        covered: dict[str, bool] = {}
+        for topic in dict.fromkeys(row.publication.topic for row in rows):
+            try:
+                covered[topic] = self._deduplication.covers(topic)
+            except _TRANSIENT as error:
+                self._note(topic, error)
+            except PulsarTasksError:
+                covered[topic] = False  # publishing will say what is wrong
+        new: dict[int, list[int]] = defaultdict(list)
+        for row in rows:
+            if row.number is None and covered.get(row.publication.topic):
+                new[row.shard].append(row.id)
+        numbers = self._deduplication.number(connection, self._outbox.table, new) if new else {}
+        return [
+            self._named(row, numbers.get(row.id, row.number)) if covered[row.publication.topic] else row
+            for row in rows
+            if row.publication.topic in covered
+        ]
+
+    def _named(self, row: _Row, number: int | None) -> _Row:
+        producer = self._deduplication.producer(row.shard)
+        return replace(row, publication=replace(row.publication, producer=producer, sequence=number))
 
     def _publish(self, topic: str, rows: Sequence[_Row]) -> dict[int, str]:
         """Send rows of one topic in their order; gives the ids of those that will never be sent, and why."""
@@ -300,7 +352,7 @@ class Relay:
         with connection.begin():
             connection.execute(table.delete().where(table.c.id.in_(self._published)))
             for row_id, error in parked.items():
-                connection.execute(table.update().where(table.c.id == row_id).values(error=error))
+                connection.execute(table.update().where(table.c.id == row_id).values(error=error, sequence_id=None))
         self._published.clear()
 
     def _pause(self) -> float:
@@ -330,6 +382,9 @@ class Relay:
 @dataclass(frozen=True, slots=True)
 class _Row:
     id: int
+    shard: int
+    number: int | None
+    """Where the broker deduplicates: stored with the row before the first try to send it."""
     publication: Publication
 
 

@@ -12,7 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from pulsartasks.message import Request
 from pulsartasks.middleware.base import Execute, Middleware
-from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
+from pulsartasks.outcome import Died, Outcome, Retried, Skipped, Succeeded
 
 SETTLED = Counter("pulsartasks_attempts_total", "Attempts that ended, by outcome.", ["task", "outcome"])
 SECONDS = Histogram(
@@ -29,7 +29,7 @@ WAITED = Histogram(
 )
 RUNNING = Gauge("pulsartasks_attempts_running", "Attempts that run now.", ["task"], multiprocess_mode="livesum")
 
-_NAMES: dict[type[Outcome], str] = {Succeeded: "succeeded", Retried: "retried", Died: "died"}
+_NAMES: dict[type[Outcome], str] = {Succeeded: "succeeded", Retried: "retried", Died: "died", Skipped: "skipped"}
 
 
 class Metrics(Middleware):

@@ -48,7 +48,9 @@ class ChildOptions(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """What a child says of itself, once a second and whenever it changes."""
 
-    ready: bool
+    ready: bool = False
+    journal: str | None = None
+    """Path of the file in which it keeps what it runs; said once, before anything runs."""
 
 
 def find_app(path: str) -> PulsarTasks:
@@ -97,7 +99,7 @@ def run(options: ChildOptions) -> int:
     worker = Worker(app, concurrency=options.concurrency, topics=options.topics, middleware=_metrics())
     threading.Thread(target=_await_order, args=[stop], name="pulsartasks-orders", daemon=True).start()
     _log.info("worker.loaded", app=app.name, broker=app.broker_url.partition("?")[0], tasks=len(worker.tasks))
-    worker.start(give_up)
+    worker.start(give_up, journal_begun=lambda path: _tell(options.report_to, Report(journal=str(path))))
     _report_until(stop, worker, options.report_to)
     finished = worker.stop(options.grace)
     if not finished:
@@ -137,14 +139,20 @@ def _await_order(stop: threading.Event) -> None:
 def _report_until(stop: threading.Event, worker: Worker, descriptor: int) -> None:
     """Tell the supervisor how it goes; quickly until ready, so that who waits for that need not wait long."""
     ready = False
-    with os.fdopen(descriptor, "wb", buffering=0) as pipe:
-        while not stop.wait(REPORT_EVERY if ready else 0.02):
-            if worker.ready or ready:
-                ready = worker.ready
-                try:
-                    pipe.write(msgspec.json.encode(Report(ready=ready)) + b"\n")
-                except BrokenPipeError:
-                    return
+    while not stop.wait(REPORT_EVERY if ready else 0.02):
+        if worker.ready or ready:
+            ready = worker.ready
+            if not _tell(descriptor, Report(ready=ready)):
+                return
+
+
+def _tell(descriptor: int, report: Report) -> bool:
+    """Write to the supervisor, one line at once; False if it is not there any more."""
+    try:
+        os.write(descriptor, msgspec.json.encode(report) + b"\n")
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def _metrics() -> list[Middleware]:

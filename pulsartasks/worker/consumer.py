@@ -56,8 +56,14 @@ class ConsumerThreads(ABC):
         self._stopping = threading.Event()
         self._standing_by = threading.Event()
         self._failed: Callable[[BaseException], None] = _log_failure
+        self._first: Callable[[], None] = _nothing
         self._aside: Mapping[str, str] = {}
         """Where messages of a topic are put back, if not to that topic, which others would get them from again."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many threads it has."""
+        return len(self._threads)
 
     @property
     def ready(self) -> bool:
@@ -65,9 +71,12 @@ class ConsumerThreads(ABC):
         consumer = self._consumer
         return self._standing_by.is_set() or (consumer is not None and consumer.connected)
 
-    def start(self, failed: Callable[[BaseException], None]) -> None:
-        """Begin; `failed` is told when the subscription cannot be had for good."""
-        self._failed = failed
+    def start(self, failed: Callable[[BaseException], None], *, first: Callable[[], None]) -> None:
+        """Begin; `failed` is told when the subscription cannot be had for good.
+
+        `first` is called before the broker is asked for messages, and again after an error of the broker's.
+        """
+        self._failed, self._first = failed, first
         threading.Thread(target=self._open, name=f"{self.subscription.name}-open", daemon=True).start()
 
     def stop(self) -> None:
@@ -99,6 +108,7 @@ class ConsumerThreads(ABC):
             try:
                 for topic in self.subscription.topics:
                     self._app.declare(topic)
+                self._first()
                 self._consumer = self._app.broker.subscribe(self.subscription)
             except SubscriptionBusyError as error:
                 if not self._standing_by.is_set():
@@ -307,6 +317,10 @@ class Forwarder(ConsumerThreads):
             else:
                 delivery.acknowledge()
                 return
+
+
+def _nothing() -> None:
+    """Needs no preparation."""
 
 
 def _log_failure(error: BaseException) -> None:

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -17,14 +18,28 @@ from typing_extensions import assert_never
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
-from pulsartasks.context import TaskContext
-from pulsartasks.errors import PulsarTasksError, Reject, Retry, TaskError, UnknownTaskError, UnreadableMessageError
+from pulsartasks.context import Acknowledgement, TaskContext
+from pulsartasks.crashes import CrashStory, message_name
+from pulsartasks.errors import (
+    PulsarTasksError,
+    Reject,
+    Retry,
+    TaskError,
+    TimeLimitExceeded,
+    UnacknowledgedError,
+    UnknownTaskError,
+    UnreadableMessageError,
+    WorkerCrashedError,
+)
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
-from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
+from pulsartasks.outcome import Died, Outcome, Retried, Skipped, Succeeded
 from pulsartasks.results.base import text_of
-from pulsartasks.retry import backoff, unknown_task_delay
+from pulsartasks.retry import RetryPolicy, backoff, unknown_task_delay
 from pulsartasks.task import Task
+from pulsartasks.worker.copies import Copies
+from pulsartasks.worker.guard import Guard
+from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route, Run
 from pulsartasks.worker.settlement import Settler
@@ -34,6 +49,8 @@ SETTLE_PATIENCE = 60.0
 Where order is kept there is no end to it: what comes behind must wait anyway."""
 
 _log = structlog.get_logger("pulsartasks")
+_delivery: ContextVar[Delivery] = ContextVar("delivery")
+"""What runs in this thread, where its task acknowledges it itself; the middleware in between does not hand it on."""
 
 
 class Executor:
@@ -44,13 +61,19 @@ class Executor:
         app: PulsarTasks,
         routes: Mapping[tuple[str, str], Route],
         resources: Resources,
-        middleware: Sequence[Middleware] = (),
+        middleware: Sequence[Middleware],
+        once: Once,
     ) -> None:
+        self.guard = Guard(app)
         self._claims = app.claims
         self._routes = routes
         self._resources = resources
         self._attempt = wrap_execute(middleware, self._call)
-        self._settler = Settler(app)
+        self._skip_done = wrap_execute(middleware, lambda _: Skipped("done"))
+        self._skip_copy = wrap_execute(middleware, lambda _: Skipped("copy"))
+        self._once = once
+        self._copies = Copies()
+        self._settler = Settler(app, self.guard, once)
         self._loop = _LoopThread()
 
     def execute(
@@ -61,6 +84,9 @@ class Executor:
         With `in_place`, a retry is not settled but left to the caller, who runs the delivery again after the seconds
         given back, with `retries` (attempts made so) raised by one; otherwise the result is None.
         """
+        if self.guard.finished_elsewhere(subscription, delivery):
+            delivery.acknowledge()
+            return None
         run = self._read(delivery, subscription, retries)
         request = run.request
         context = bind_contextvars(task=request.task, id=request.id, attempt=request.retries + 1)
@@ -71,6 +97,8 @@ class Executor:
             outcome = self._run(run)
             postponed = outcome.delay if in_place and isinstance(outcome, Retried) else None
             patience = math.inf if in_place else SETTLE_PATIENCE
+            if postponed is not None:
+                self.guard.postpone(run.name, run.in_place + 1)
             settled = outcome if postponed is not None else self._settler.settle(run, outcome, patience=patience)
             if settled is not None:
                 _report(settled, time.perf_counter() - began)
@@ -78,6 +106,8 @@ class Executor:
                 delivery.release()
             return postponed
         finally:
+            if self._once.wanted:
+                self._once.release(run)
             reset_contextvars(**context)
 
     def stop(self) -> None:
@@ -100,8 +130,13 @@ class Executor:
                 args, kwargs = _arguments(self._claims.fetch(delivery.value, headers), headers, task)
             except PulsarTasksError as error:
                 unreadable = error
+        id_ = headers.get(message.TASK_ID) or _message_id(delivery, headers, subscription)
+        crash_name = message_name(subscription, id_)
+        story = self.guard.story(crash_name)
+        if story is not None:
+            retries += story.retries
         request = Request(
-            id=headers.get(message.TASK_ID) or delivery.message_id,
+            id=id_,
             task=name,
             topic=delivery.topic,
             subscription=subscription,
@@ -113,17 +148,30 @@ class Executor:
             published_at=delivery.published_at,
             called_directly=False,
         )
-        return Run(delivery, headers, route, task, request, unreadable)
+        return Run(delivery, headers, route, task, request, retries, crash_name, story, unreadable)
 
     def _run(self, run: Run) -> Outcome:
         if run.task is None:
             return _unknown(run)
         if run.unreadable is not None:
             return _unreadable(run, run.unreadable)
+        if run.story is not None and (outcome := _verdict(run, run.story, run.task)) is not None:
+            return outcome
+        attempt = self._attempt
+        if message.ATTEMPT in run.headers and self._copies.is_second(run):
+            attempt = self._skip_copy
+        elif run.task.options.once and not self._once.claim(run, lasting=run.task.options.once_for):
+            attempt = self._skip_done
+        if run.task.options.ack == "manual":
+            _delivery.set(run.delivery)
+        alone = run.story is not None and run.story.crashes > 0
+        self.guard.begin(run.name, retries=run.in_place, time_limit=run.task.options.time_limit, alone=alone)
         try:
-            return self._attempt(run.request)
+            return attempt(run.request)
         except Exception as error:  # noqa: BLE001 - a middleware's: what the task raises is an outcome already
             return Died(error, "failed")
+        finally:
+            self.guard.end(alone=alone)
 
     def _call(self, request: Request) -> Outcome:
         """The innermost of the onion: call the function."""
@@ -132,19 +180,50 @@ class Executor:
         args, kwargs = request.args, dict(request.kwargs)
         for name, kind in task.injected.items():
             kwargs[name] = self._resources[kind]
+        acknowledgement = None
         if task.options.bind:
-            args = [TaskContext(request, policy), *args]
+            acknowledgement = Acknowledgement(_delivery.get().acknowledge) if task.options.ack == "manual" else None
+            args = [TaskContext(request, policy, acknowledgement), *args]
         try:
             value = task.function(*args, **kwargs)
-            return Succeeded(self._loop.run(_contained(value)) if task.is_async else value)
+            if task.is_async:
+                value = self._loop.run(_contained(value))
+            if acknowledgement is not None and not acknowledgement.end():
+                raise UnacknowledgedError(f"{request.task}[{request.id}] returned without self.ack()")
+            return Succeeded(value)
         except Retry as verb:
             return Retried(verb.cause or verb, max(0.0, verb.delay))
         except Reject as verb:
             return Died(verb, "rejected")
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a task does not end its worker
-            if policy.covers(error) and policy.has_left(request.retries):
-                return Retried(error, policy.delay(request.retries, random.random))
-            return Died(error, "failed")
+            return _failure(error, policy, request.retries)
+        finally:
+            if acknowledgement is not None:
+                acknowledgement.end()
+
+
+def _failure(error: BaseException, policy: RetryPolicy, retries: int) -> Outcome:
+    if (isinstance(error, UnacknowledgedError) or policy.covers(error)) and policy.has_left(retries):
+        return Retried(error, policy.delay(retries, random.random))
+    return Died(error, "failed")
+
+
+def _verdict(run: Run, story: CrashStory, task: Task[..., Any]) -> Outcome | None:
+    """What becomes of a message because of what it did to other processes; None if it may run."""
+    if story.crashes >= task.options.max_crashes:
+        return Died(WorkerCrashedError(f"{story.crashes} worker processes died while they ran it"), "crashed")
+    if story.time_limit_hit == run.in_place:
+        error = TimeLimitExceeded(
+            f"{task.name} was still running after its time limit of {task.options.time_limit:g} s"
+        )
+        return _failure(error, task.retry_policy, run.request.retries)
+    return None
+
+
+def _message_id(delivery: Delivery, headers: Mapping[str, str], subscription: str) -> str:
+    """The id of a message whose caller gave it none: that of its first copy, so the same in every attempt."""
+    own = headers.get(message.REAL_SUBSCRIPTION) == subscription
+    return (headers.get(message.ORIGIN_MESSAGE_ID) if own else None) or delivery.message_id
 
 
 def _arguments(value: bytes, headers: Mapping[str, str], task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -186,6 +265,8 @@ def _report(outcome: Outcome, seconds: float) -> None:
                 error=text_of(error, repr),
                 exc_info=error if reason == "failed" else None,
             )
+        case Skipped(reason):
+            _log.info("message.skipped", reason=reason)
         case _:
             assert_never(outcome)
 

@@ -11,6 +11,7 @@ import msgspec
 
 from pulsartasks import message
 from pulsartasks.brokers.base import Delivery
+from pulsartasks.crashes import CrashStory
 from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Request
 from pulsartasks.task import Task
@@ -48,6 +49,12 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
     task: Task[..., Any] | None
     """None if the message names a task that is not known here."""
     request: Request
+    in_place: int
+    """Attempts made without the broker, which its message does not tell of."""
+    name: str
+    """Under which it is known in the reports of crashes."""
+    story: CrashStory | None = None
+    """What they say of it."""
     unreadable: PulsarTasksError | None = None
     """Why its arguments are not known."""
 

@@ -17,10 +17,12 @@ from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import check_size
 from pulsartasks.errors import CallError, PulsarTasksError
 from pulsartasks.message import Publication
-from pulsartasks.outcome import Died, Outcome, Retried, Succeeded
+from pulsartasks.outcome import Died, Outcome, Retried, Skipped, Succeeded
 from pulsartasks.results.base import RemoteError, Result, text_of, traceback_of
 from pulsartasks.retry import backoff
 from pulsartasks.serializers import encode
+from pulsartasks.worker.guard import Guard
+from pulsartasks.worker.once import Once
 from pulsartasks.worker.run import Run
 
 LONGEST_TRACEBACK = 16_384
@@ -34,8 +36,10 @@ _log = structlog.get_logger("pulsartasks")
 class Settler:
     """Settles attempts; shared by all threads of a worker process."""
 
-    def __init__(self, app: PulsarTasks) -> None:
+    def __init__(self, app: PulsarTasks, guard: Guard, once: Once) -> None:
         self._app = app
+        self._guard = guard
+        self._once = once
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping = threading.Event()
 
@@ -70,14 +74,19 @@ class Settler:
             case Succeeded(value):
                 if run.wants_result:
                     self._store_result(run, value=encode(value, what=f"the result of {run.request.task}()"))
+                if run.task is not None and run.task.options.once:
+                    self._once.record(run)
             case Retried(_, delay):
                 self._app.publish(_retry_copy(run, delay))
             case Died(error, reason):
                 if (topic := run.route.task.topics.dead_letter) is not None:
                     self._app.publish(self._dead_letter(run, topic, error, reason))
                 self._store_result(run, error=error)
+            case Skipped():
+                pass
             case _:
                 assert_never(outcome)
+        self._guard.settled(run.name, run.request.subscription, run.delivery)
         if run.route.task.options.ack != "early":
             run.delivery.acknowledge()
 
@@ -135,13 +144,16 @@ def _retry_copy(run: Run, delay: float) -> Publication:
 
 def _origin(run: Run) -> dict[str, str]:
     """Where the message first was, as the Java client says it; a copy of a copy keeps what the first copy said."""
-    headers = run.headers
-    if headers.get(message.REAL_SUBSCRIPTION) != run.request.subscription:
+    headers, subscription = run.headers, run.request.subscription
+    # Go's client does not say whose copy it is; on a topic of the subscription's own it is this one's.
+    unsaid = "" if run.delivery.topic == run.route.task.topics.work else subscription
+    if headers.get(message.REAL_SUBSCRIPTION, unsaid) != subscription:
         headers = {}  # what another subscription says of its own: this one takes the message from where it is now
+    origin = headers.get(message.ORIGIN_MESSAGE_ID) or headers.get(message.OLD_ORIGIN_MESSAGE_ID)
     return {
         message.REAL_TOPIC: headers.get(message.REAL_TOPIC) or run.delivery.topic,
-        message.REAL_SUBSCRIPTION: run.request.subscription,
-        message.ORIGIN_MESSAGE_ID: headers.get(message.ORIGIN_MESSAGE_ID) or run.delivery.message_id,
+        message.REAL_SUBSCRIPTION: subscription,
+        message.ORIGIN_MESSAGE_ID: origin or run.delivery.message_id,
     }
 
 

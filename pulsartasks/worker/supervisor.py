@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -16,15 +17,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import structlog
 
 from pulsartasks.retry import backoff
 from pulsartasks.worker.child import CANNOT_START, ChildOptions, Report
+from pulsartasks.worker.journal import JournalView
 
 STABLE_AFTER = 30.0
 """Seconds after which a child counts as having started well, so its next death is replaced at once."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at what exceeds a limit."""
 SAME_SIGNAL = 0.5
 """Seconds within which two signals are one."""
 LAST_GRACE = 5.0
@@ -45,6 +50,8 @@ class WorkerOptions:
     log_level: str = "info"
     grace: float = 30.0
     """Seconds that running tasks have to finish after SIGTERM."""
+    max_memory: int | None = None
+    """Bytes of memory (resident) above which a child is killed; None: no limit."""
 
 
 @dataclass(slots=True)
@@ -61,6 +68,7 @@ class _Child:
     ready: bool = False
     was_ready: bool = False
     unread: bytes = field(default=b"", repr=False)
+    journal: JournalView | None = None
 
 
 class Supervisor:
@@ -89,7 +97,8 @@ class Supervisor:
         with self._caught_signals():
             while not self._signals:
                 self._start_due()
-                self._wait(self._next_start())
+                self._wait(min(self._next_start(), time.monotonic() + LOOK_EVERY))
+                self._enforce_limits()
                 self._bury()
             self._stop()
         return self._status
@@ -122,6 +131,21 @@ class Supervisor:
         self._selector.register(reading, selectors.EVENT_READ, child)
         _log.info("process.started", number=child.number, pid=child.process.pid)
 
+    def _enforce_limits(self) -> None:
+        """Kill what runs too long or has grown too big; its journal says whose fault that is."""
+        for child in self._children:
+            if child.process is None or child.journal is None:
+                continue
+            if late := child.journal.convict():
+                self._kill(child.process, child, reason="time limit", running=late)
+            elif self._options.max_memory and _memory(child.process.pid) > self._options.max_memory:
+                self._kill(child.process, child, reason="memory", running=child.journal.running())
+
+    def _kill(self, process: subprocess.Popen[bytes], child: _Child, *, reason: str, running: Sequence[str]) -> None:
+        _log.error("process.killed", number=child.number, pid=process.pid, reason=reason, running=running)
+        process.kill()
+        process.wait()
+
     def _bury(self) -> None:
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
@@ -133,7 +157,7 @@ class Supervisor:
         os.close(child.reports)
         if process.stdin is not None:
             process.stdin.close()
-        child.process, child.ready = None, False
+        child.process, child.ready, child.journal = None, False, None
         _forget_metrics(process.pid)
         if self._signals:
             return
@@ -158,9 +182,9 @@ class Supervisor:
             self._bury()
         for child in self._children:
             if child.process is not None:
-                _log.warning("process.killed", number=child.number, pid=child.process.pid)
-                child.process.kill()
-                child.process.wait()
+                if child.journal is not None:
+                    child.journal.excuse()
+                self._kill(child.process, child, reason="stop", running=[])
                 self._remove(child, child.process)
         if not self._status:
             _log.info("worker.stopped")
@@ -189,7 +213,10 @@ class Supervisor:
             return
         *lines, child.unread = (child.unread + received).split(b"\n")
         for line in lines:
-            ready = _decode_report(line).ready
+            report = _decode_report(line)
+            ready = report.ready
+            if report.journal is not None:
+                child.journal = _view(report.journal)
             if ready and not child.was_ready:
                 _log.info("process.ready", number=child.number)
             child.ready = ready
@@ -225,6 +252,22 @@ class Supervisor:
         if time.monotonic() - self._signalled > SAME_SIGNAL:
             self._signalled = time.monotonic()
             self._signals += 1
+
+
+def _view(journal: str) -> JournalView | None:
+    try:
+        return JournalView(Path(journal))
+    except OSError:  # it has ended meanwhile
+        return None
+
+
+def _memory(pid: int) -> int:
+    """Bytes of memory that the process has for itself; 0 where the system does not tell (it is Linux's /proc)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()
 
 
 def _forget_metrics(pid: int) -> None:

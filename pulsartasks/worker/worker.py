@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -20,6 +21,7 @@ from pulsartasks.task import Task
 from pulsartasks.topics import short_name
 from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
 from pulsartasks.worker.executor import Executor
+from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route
 
@@ -63,7 +65,9 @@ class Worker:
         self.app = app
         self._tasks = _select(app, topics)
         self._resources = Resources(app.resources)
-        self._executor = Executor(app, _routes(self._tasks), self._resources, [*middleware, *app.middleware])
+        self._once = Once(app, self._tasks)
+        layers = [*middleware, *app.middleware]
+        self._executor = Executor(app, _routes(self._tasks), self._resources, layers, self._once)
         self._consumers = self._make_consumers(concurrency)
         self._stopped = threading.Event()
 
@@ -77,16 +81,22 @@ class Worker:
         """Whether every subscription is being consumed, or stood by for."""
         return all(consumer.ready for consumer in self._consumers)
 
-    def start(self, failed: Callable[[BaseException], None] | None = None) -> None:
+    def start(
+        self,
+        failed: Callable[[BaseException], None] | None = None,
+        *,
+        journal_begun: Callable[[Path], object] = lambda _: None,
+    ) -> None:
         """Set up resources and begin to consume; returns before the broker is reached.
 
-        `failed` is told, from another thread, of what makes consuming impossible, e.g. a missing permission.
+        `failed` is told, from another thread, of what makes consuming impossible, e.g. a missing permission;
+        `journal_begun` before anything runs where that is written down, so that somebody may enforce time limits.
         """
         self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
+        self._executor.guard.start(sum(consumer.concurrency for consumer in self._consumers), journal_begun)
         for consumer in self._consumers:
-            consumer.start(failed or _log_failure)
-        if not all(task.options.ignore_result for task in self._tasks):
-            threading.Thread(target=self._expire_results, name="pulsartasks-expiry", daemon=True).start()
+            consumer.start(failed or _log_failure, first=self._learn)
+        threading.Thread(target=self._expire, name="pulsartasks-expiry", daemon=True).start()
 
     def stop(self, grace: float = 30.0) -> bool:
         """Receive no more, finish what runs, give back the rest; safe to call twice and from any thread.
@@ -97,22 +107,33 @@ class Worker:
         if self._stopped.is_set():
             return True
         self._stopped.set()
+        self._executor.guard.stop()
         for consumer in self._consumers:
             consumer.stop()
         deadline = time.monotonic() + grace
         finished = all(consumer.join(deadline) for consumer in self._consumers)
         self._executor.stop()
+        self._once.close()
         for consumer in self._consumers:
             consumer.close()
+        self._executor.guard.close(finished=finished)
         if finished:
             self._executor.close()
             self._resources.close()
         return finished
 
-    def _expire_results(self) -> None:
+    def _learn(self) -> None:
+        """Before anything is consumed: what other workers have done that concerns it."""
+        self._executor.guard.wait_until_known()
+        if self._once.wanted:
+            self._once.catch_up()
+
+    def _expire(self) -> None:
         while not self._stopped.wait(EXPIRE_EVERY):
             try:
-                self.app.results.expire()
+                self._executor.guard.trim()
+                if not all(task.options.ignore_result for task in self._tasks):
+                    self.app.results.expire()
             except PulsarTasksError as error:
                 _log.warning("results.kept", error=str(error))
 

@@ -11,6 +11,7 @@ from pulsartasks import PulsarTasks, TaskContext
 from pulsartasks.brokers.base import Subscription
 from pulsartasks.dead_letters import DeadLetters
 from pulsartasks.errors import MaxRetriesExceededError
+from pulsartasks.message import Publication
 from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
 from tests.services import wait_until
@@ -131,6 +132,43 @@ def test_waiting_retry_is_a_message_on_the_subscriptions_retry_topic_with_the_ja
     assert headers["colour"] == "red"
     with_headers.stop()
     assert broker.backlog(retry, "mail") == 0
+
+
+def test_event_has_the_same_id_in_every_attempt_and_as_a_dead_letter(app: PulsarTasks, start_worker: Workers) -> None:
+    happened = app.topic("happened", schema=str, subscriptions=("mail",))
+    ids: list[str] = []
+
+    @app.task(
+        topic=happened, subscription="mail", bind=True, max_retries=2, autoretry_for=(OSError,), default_retry_delay=0.0
+    )
+    def fail(context: TaskContext, text: str) -> None:
+        ids.append(context.id)
+        raise OSError
+
+    start_worker(app)
+    published = happened.publish("once")
+
+    wait_until(lambda: len(ids) == 3, "it did not run three times")
+    wait_until(lambda: [letter.id for letter in DeadLetters(app, fail).list()] == [published], "no such dead letter")
+    assert ids == [published] * 3
+
+
+def test_copy_of_a_client_that_does_not_say_whose_it_is_keeps_its_origin(
+    app: PulsarTasks, start_worker: Workers
+) -> None:
+    @app.task(topic="work", subscription="mail", max_retries=1, autoretry_for=(OSError,))
+    def fail() -> None:
+        raise OSError
+
+    as_go_says_it = {"RECONSUMETIMES": "1", "REAL_TOPIC": fail.topics.work, "ORIGIN_MESSAGE_IDY_TIME": "17:4:-1"}
+    app.publish(Publication(fail.topics.retry, b"{}", properties=as_go_says_it))
+    start_worker(app)
+
+    wait_until(lambda: any(DeadLetters(app, fail).list()), "there is no dead letter")
+    [letter] = DeadLetters(app, fail).list()
+    assert letter.story is not None
+    assert (letter.story.attempts, letter.story.topic, letter.story.subscription) == (2, fail.topics.work, "mail")
+    assert letter.delivery.properties["ORIGIN_MESSAGE_ID"] == "17:4:-1"
 
 
 def test_retry_of_one_subscription_is_not_seen_by_another(

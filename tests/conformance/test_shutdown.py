@@ -49,22 +49,22 @@ def test_rolling_restart_under_load_loses_and_doubles_nothing(
     acting: PulsarTasks, start_process: StartProcess, record: Record
 ) -> None:
     shared = acting.tasks["shared"]
-    labels = [str(number) for number in range(300)]
+    labels = [str(number) for number in range(800)]
     enough = threading.Event()
 
     def call() -> None:
-        for start in range(0, len(labels), 10):
-            acting.publish_many([shared.s(label, seconds=0.02).publication() for label in labels[start : start + 10]])
+        for start in range(0, len(labels), 20):  # 200 a second
+            acting.publish_many([shared.s(label, seconds=0.05).publication() for label in labels[start : start + 20]])
             enough.wait(0.1)
 
-    workers = [start_process("shared", "-c", "4").wait_until_ready() for _ in range(2)]
+    workers = [start_process("shared", "-c", "8").wait_until_ready() for _ in range(2)]
     load = threading.Thread(target=call)
     load.start()
     for number, worker in enumerate(workers, start=1):
-        record.wait_for(30 * number)
+        record.wait_for(100 * number)
         worker.terminate()
         assert worker.wait() == 0
-        start_process("shared", "-c", "4")
+        start_process("shared", "-c", "8")
     load.join()
 
     record.wait_for_labels(*labels)

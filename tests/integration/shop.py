@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from pulsartasks import PulsarTasks, Topic
 from pulsartasks.brokers.base import Consumer, Subscription
-from pulsartasks.contrib.sqlalchemy import Outbox, Relay
+from pulsartasks.contrib.sqlalchemy import BATCH, Outbox, Relay
 from pulsartasks.errors import PulsarTasksError
 from tests.services import CHECKOUT, wait_until
 
@@ -49,14 +49,14 @@ class FailingApp(PulsarTasks):
 class Shop:
     """A small application: a database with an outbox, an event topic, and somebody who reads it."""
 
-    def __init__(self, database_url: str, broker_url: str) -> None:
+    def __init__(self, database_url: str, broker_url: str, *, topic: str = "shop.ordered") -> None:
         self.database_url = database_url
         self.broker_url = broker_url
         self.metadata = sa.MetaData()
         self.outbox = Outbox(self.metadata)
         self.engine = sa.create_engine(database_url)
         self.app = FailingApp("shop", broker_url)
-        self.ordered = self.add_topic("shop.ordered")
+        self.ordered = self.add_topic(topic)
         self._consumers: dict[str, Consumer] = {}
 
     def add_topic(self, name: str) -> Topic[Order]:
@@ -153,13 +153,33 @@ def numbers_by_key(arrived: Sequence[Order]) -> dict[str | None, list[int]]:
 @contextmanager
 def relay_process(shop: Shop, *how: str) -> Iterator[subprocess.Popen[bytes]]:
     """A relay in a process of its own, that ends with the block at the latest."""
-    command = [sys.executable, "-m", "tests.integration.shop", shop.database_url, shop.broker_url, *how]
+    command = [sys.executable, "-m", "tests.integration.shop", shop.database_url, shop.broker_url]
+    command += [shop.ordered.name, *how]
     process = subprocess.Popen(command, cwd=CHECKOUT)
     try:
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+def killed_before_deletion(shop: Shop) -> tuple[list[Order], list[Order]]:
+    """Kill a relay between the broker's confirmation and the deletion, and let another go on.
+
+    Gives what was sent and what arrived, up to a last one.
+    """
+    sent = orders(3 * BATCH)
+    shop.send(*sent)
+    with relay_process(shop, "dies-before-deletion") as process:
+        assert process.wait(60) == -signal.SIGKILL
+    assert shop.count_rows() == len(sent)
+
+    with running(shop.relay()):
+        arrived = shop.receive(len(sent))
+        shop.wait_until_empty()
+        shop.send(Order("last", 0))
+        arrived += shop.receive(1)
+    return [*sent, Order("last", 0)], arrived
 
 
 class _DyingRelay(Relay):
@@ -170,8 +190,8 @@ class _DyingRelay(Relay):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _relay_in_this_process(database_url: str, broker_url: str, how: str = "") -> None:
-    shop = Shop(database_url, broker_url)
+def _relay_in_this_process(database_url: str, broker_url: str, topic: str, how: str = "") -> None:
+    shop = Shop(database_url, broker_url, topic=topic)
     kind: Callable[[Outbox, PulsarTasks, sa.Engine], Relay] = _DyingRelay if how else Relay
     kind(shop.outbox, shop.app, shop.engine).run(threading.Event())
 

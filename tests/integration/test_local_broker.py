@@ -139,6 +139,43 @@ def test_what_a_killed_process_held_is_given_out_again(broker: LocalBroker, run:
     assert received(consumer.receive(30)) == "a"
 
 
+@pytest.fixture
+def refusing(broker: LocalBroker) -> Callable[[bool], None]:
+    """Has the database refuse to be written to, as it does when the disk is full, and take it again."""
+    return lambda refuse: broker.store._sql.execute(f"PRAGMA query_only = {int(refuse)}").close()
+
+
+def test_acknowledgement_that_a_full_disk_refused_is_made_up_for(
+    broker: LocalBroker, refusing: Callable[[bool], None]
+) -> None:
+    consumer = broker.subscribe(ONE)
+    publish(broker, "done")
+    delivery = consumer.receive(5)
+    assert delivery is not None
+
+    refusing(True)
+    delivery.acknowledge()
+    refusing(False)
+
+    assert broker.store.unsettled() == 1
+    wait_until(lambda: broker.store.unsettled() == 0, "it was not acknowledged")
+
+
+def test_message_that_a_full_disk_kept_from_being_given_back_comes_again(
+    broker: LocalBroker, refusing: Callable[[bool], None]
+) -> None:
+    consumer = broker.subscribe(ONE)
+    publish(broker, "again")
+    delivery = consumer.receive(5)
+    assert delivery is not None
+
+    refusing(True)
+    delivery.release()
+    refusing(False)
+
+    assert received(consumer.receive(5)) == "again"
+
+
 def test_stopped_process_is_not_taken_for_dead(broker: LocalBroker, run: Run) -> None:
     publish(broker, "a")
     holder = run(

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from pulsartasks import message
 from pulsartasks.cli.worker import worker
 from pulsartasks.options import TaskOptions
 from pulsartasks.signature import CallOptions
@@ -48,6 +49,13 @@ def test_every_event_of_the_log_is_documented_with_its_levels_and_fields() -> No
     }
 
     assert documented == _events()
+
+
+def test_every_header_is_documented() -> None:
+    names = [row[0].strip("`") for row in _table("other-languages.md", "header")]
+
+    headers = {value for name, value in vars(message).items() if name.isupper() and isinstance(value, str)}
+    assert sorted(names) == sorted(headers - {message.RESERVED_PREFIX})
 
 
 @pytest.mark.parametrize("name", sorted(CHECKOUT.glob("docs/*.md")), ids=lambda path: path.stem)

@@ -339,3 +339,31 @@ def test_threads_share_a_store(store: Store) -> None:
 
     assert sorted(taken, key=int) == [str(number) for number in range(200)]
     assert count(store, "messages") == 0
+
+
+def test_message_that_its_producer_numbered_is_stored_once(store: Store) -> None:
+    store.declare(TOPIC, ["s"])
+
+    def send(value: str, producer: str, number: int) -> list[int]:
+        return store.publish([Publication(TOPIC, value.encode(), producer=producer, sequence=number)])[0]
+
+    send("a", "one", 5)
+    send("b", "other", 5)
+    duplicates = send("a again", "one", 5) + send("older", "one", 4)
+    send("c", "one", 6)
+
+    assert duplicates == [-1, -1]
+    assert Reading(store).take() == ["a", "b", "c"]
+
+
+def test_file_from_before_producers_were_counted_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "broker.db"
+    store = Store(path)
+    store._sql.execute("DROP TABLE sequences")
+    store.close()
+
+    store = Store(path)
+    store.declare(TOPIC, ["s"])
+    store.publish([Publication(TOPIC, b"a", producer="one", sequence=1)])
+    assert Reading(store).take() == ["a"]
+    store.close()

@@ -25,6 +25,7 @@ HEADERS = {
     "REAL_TOPIC": "persistent://public/default/orders",
     "REAL_SUBSCRIPTION": "billing",
     "ORIGIN_MESSAGE_ID": "1:2",
+    "ORIGIN_MESSAGE_IDY_TIME": "1:2",
     "pt-eta": "5",
     "pt-reason": "failed",
     "pt-exception-type": "ValueError",

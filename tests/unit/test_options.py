@@ -49,7 +49,7 @@ def test_unknown_option_is_refused_with_the_nearest(given: str, hint: str) -> No
     "wrong",
     [
         {"mode": "fanout"},
-        {"ack": "manual"},
+        {"ack": "never"},
         {"start": "now"},
         {"key": 7},
         {"autoretry_for": OSError},

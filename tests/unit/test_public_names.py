@@ -34,9 +34,12 @@ PUBLIC = {
     "Task",
     "TaskContext",
     "TaskError",
+    "TimeLimitExceeded",
     "Topic",
+    "UnacknowledgedError",
     "UnknownTaskError",
     "UnreadableMessageError",
+    "WorkerCrashedError",
 }
 
 

@@ -53,6 +53,10 @@ class LocalBroker(Broker):
         self._presence: Presence | None = None
         self._closed = False
 
+    @property
+    def address(self) -> str | None:
+        return None if self._path is None else str(self._path)
+
     def declare(
         self,
         topic: str,
@@ -80,6 +84,9 @@ class LocalBroker(Broker):
         self.notify(news)
         confirmed = iter(ids)
         return [refused[index] if index in refused else str(next(confirmed)) for index in range(len(publications))]
+
+    def deduplicates(self, topic: str) -> bool:
+        return True
 
     def subscribe(self, subscription: Subscription) -> LocalConsumer:
         presence = self._enter()
@@ -182,6 +189,7 @@ class LocalBroker(Broker):
         except (BrokerError, OSError):
             return  # closed meanwhile, or the database is not to be had just now: the next check tries again
         for consumer in list(self._consumers):
+            consumer.make_up()
             consumer.wake(consumer.subscription_ids)
 
     def _wake_consumers(self, subscription_ids: Collection[int]) -> None:
@@ -211,6 +219,9 @@ class LocalConsumer(Consumer):
         self._batch = 1
         self._filled = 0.0
         """When the last batch was taken, by the monotonic clock."""
+        self._unacknowledged: list[tuple[int, int]] = []
+        self._unreleased: list[tuple[int, int]] = []
+        """What the database did not take, e.g. as the disk was full: tried again, or it would be held for ever."""
         self._stopped = False
         self._closed = False
 
@@ -240,13 +251,10 @@ class LocalConsumer(Consumer):
                 self._condition.wait(min(remaining, self._until_due()))
 
     def acknowledge(self, delivery: Delivery) -> None:
-        try:
-            self._store.acknowledge([delivery.handle])
-        except BrokerError:
-            return  # it comes again, as on every broker when an ack is lost
+        self._acknowledge([delivery.handle])
 
     def release(self, delivery: Delivery) -> None:
-        self._give_back([delivery])
+        self._give_back([delivery.handle])
 
     def stop(self) -> None:
         with self._condition:
@@ -254,7 +262,7 @@ class LocalConsumer(Consumer):
             unused = list(self._buffer)
             self._buffer.clear()
             self._condition.notify_all()
-        self._give_back(unused)
+        self._give_back([delivery.handle for delivery in unused])
 
     def close(self) -> None:
         with self._condition:
@@ -264,6 +272,7 @@ class LocalConsumer(Consumer):
             self._buffer.clear()
             self._condition.notify_all()
         self._broker.forget(self)
+        self.make_up()
         try:
             news = self._store.detach(self._id)
         except BrokerError:
@@ -278,9 +287,31 @@ class LocalConsumer(Consumer):
                 self._news.update(dict.fromkeys(mine))
                 self._condition.notify_all()
 
-    def _give_back(self, deliveries: Collection[Delivery]) -> None:
-        with suppress(BrokerError):  # then they come again when this process is gone
-            self._broker.notify(self._store.release([delivery.handle for delivery in deliveries]))
+    def make_up(self) -> None:
+        """Settle what could not be settled before."""
+        if not (self._unacknowledged or self._unreleased):
+            return
+        with self._condition:
+            done, self._unacknowledged = self._unacknowledged, []
+            unused, self._unreleased = self._unreleased, []
+        self._acknowledge(done)
+        self._give_back(unused)
+
+    def _acknowledge(self, handles: Collection[tuple[int, int]]) -> None:
+        try:
+            self._store.acknowledge(handles)
+        except BrokerError:
+            with self._condition:
+                self._unacknowledged.extend(handles)
+
+    def _give_back(self, handles: Collection[tuple[int, int]]) -> None:
+        try:
+            news = self._store.release(handles)
+        except BrokerError:
+            with self._condition:
+                self._unreleased.extend(handles)
+        else:
+            self._broker.notify(news)
 
     def _fill(self) -> None:
         """Take what is there, from one subscription after the other so that none starves."""

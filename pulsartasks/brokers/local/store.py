@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from pulsartasks.brokers.local import sequences
 from pulsartasks.errors import (
     BrokerError,
     BrokerUnavailableError,
@@ -141,6 +142,7 @@ class Store:
                     "let that version finish its work, or choose another path"
                 )
             self._sql.execute(_SCHEMAS)
+            self._sql.execute(sequences.TABLE)
 
     # Topics and subscriptions
 
@@ -209,6 +211,11 @@ class Store:
             message_id = max(self._newest(), time.time_ns() // 1000)
             subscriptions = {p.topic: self._subscriptions_of(p.topic) for p in publications}
             for publication in publications:
+                if publication.producer and not sequences.advance(
+                    self._sql, self._topic_id(publication.topic), publication
+                ):
+                    ids.append(sequences.DUPLICATE)
+                    continue
                 message_id += 1
                 ids.append(message_id)
                 if subscription_ids := subscriptions[publication.topic]:

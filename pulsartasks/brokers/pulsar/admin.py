@@ -60,6 +60,10 @@ class Admin:
         """Make the subscription, and the topic before it; nothing happens if it exists."""
         self._create(f"{_path(topic)}/subscription/{quote(subscription, safe='')}", _POSITION[start])
 
+    def deduplicates(self, topic: str) -> bool:
+        """Whether a policy of the topic or its namespace, or the broker's own, has what is sent twice stored once."""
+        return bool(self._call("GET", f"{_path(topic)}/deduplicationEnabled?applied=true"))
+
     def expire(self, topic: str, subscription: str, before: float) -> None:
         """Acknowledge all of a topic (or partition, never a partitioned topic as a whole) published before `before`."""
         path = _path(topic)

@@ -64,6 +64,10 @@ class PulsarBroker(Broker):
     def __repr__(self) -> str:
         return f"PulsarBroker({self._connection.settings.service_url!r})"
 
+    @property
+    def address(self) -> str:
+        return self._connection.settings.service_url
+
     def declare(
         self,
         topic: str,
@@ -87,6 +91,12 @@ class PulsarBroker(Broker):
         self, publications: Sequence[Publication], *, timeout: float = 30.0
     ) -> list[str | PulsarTasksError]:
         return self._publisher.publish_many(publications, timeout=timeout)
+
+    def deduplicates(self, topic: str) -> bool:
+        return is_persistent(topic) and self._admin.deduplicates(topic)
+
+    def retire(self, producer: str) -> None:
+        self._publisher.retire(producer)
 
     def subscribe(self, subscription: Subscription) -> Consumer:
         options = {

@@ -166,5 +166,6 @@ def to_delivery(message: Any, names: TopicNames, consumer: Consumer | None = Non
 
 
 def message_id_text(message_id: Any) -> str:
-    """Ledger, entry, partition and place in the batch, e.g. ``17:4:-1:-1``."""
-    return f"{message_id.ledger_id()}:{message_id.entry_id()}:{message_id.partition()}:{message_id.batch_index()}"
+    """Ledger, entry, partition and, in a batch, the place there: ``17:4:-1``, as the Java client writes it."""
+    text = f"{message_id.ledger_id()}:{message_id.entry_id()}:{message_id.partition()}"
+    return text if (place := message_id.batch_index()) < 0 else f"{text}:{place}"

@@ -49,7 +49,7 @@ ERRORS: Mapping[str, type[PulsarTasksError]] = {
     "OperationNotSupported": BrokerError,
     "ProducerBlockedQuotaExceededError": BrokerError,
     "ProducerBlockedQuotaExceededException": BrokerError,
-    "ProducerBusy": BrokerError,
+    "ProducerBusy": BrokerUnavailableError,
     "ProducerFenced": BrokerError,
     "ProducerNotInitialized": ClosedError,
     "ProducerQueueIsFull": BrokerError,
@@ -78,6 +78,7 @@ _HINTS: Mapping[str, str] = {
     "ProducerBlockedQuotaExceededError": "the backlog quota of the topic is used up",
     "ProducerBlockedQuotaExceededException": "the backlog quota of the topic is used up",
     "IncompatibleSchema": "the topic has a schema, which this publisher's does not fit or which it does not name",
+    "ProducerBusy": "another process publishes under the same name",
     "ConsumerBusy": "another consumer holds the subscription, or uses it in another mode",
 }
 

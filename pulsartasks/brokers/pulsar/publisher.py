@@ -16,7 +16,7 @@ from concurrent.futures import Future, as_completed
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import pulsar
 
@@ -44,15 +44,18 @@ _OK, _CLOSED = int(pulsar.Result.Ok), int(pulsar.Result.AlreadyClosed)
 _PAUSE = 0.1
 """Seconds before trying again to open a producer that the broker could not open."""
 
+_Route: TypeAlias = tuple[str, str | None]
+"""A topic, and the producer's name where the publication gives one."""
+
 
 class Publisher:
-    """The producers of one process, one per topic."""
+    """The producers of one process, one per topic, and one for each name that publications to it give."""
 
     def __init__(self, connection: Connection, *, max_producers: int = MAX_PRODUCERS) -> None:
         self._connection = connection
         self._max_producers = max_producers
         self._lock = threading.Lock()
-        self._outlets: OrderedDict[str, _Outlet] = OrderedDict()
+        self._outlets: OrderedDict[_Route, _Outlet] = OrderedDict()
         self.schemas: dict[str, Schema] = {}
         """What the producers of some topics register."""
 
@@ -61,12 +64,21 @@ class Publisher:
         self._connection.check()
         call = _Call(publications, timeout)
         while waiting := call.waiting():
-            outlets = [self._enter(topic) for topic in waiting]
+            outlets = [self._enter(route) for route in waiting]
             try:
                 self._attempt(call, outlets, waiting)
             finally:
                 self._leave(outlets)
         return call.outcomes()
+
+    def retire(self, producer: str) -> None:
+        """Close the producers of this name, and wait for that."""
+        with self._lock:
+            outlets = [outlet for outlet in self._outlets.values() if outlet.producer == producer]
+            for outlet in outlets:
+                del self._outlets[outlet.route]
+        if outlets:
+            run_within(CLOSE_TIMEOUT, partial(_close_all, outlets, self._connection))
 
     def close(self) -> None:
         """Close all producers; what is unconfirmed is a `ClosedError` to its caller."""
@@ -74,13 +86,13 @@ class Publisher:
             outlets, self._outlets = list(self._outlets.values()), OrderedDict()
         run_within(CLOSE_TIMEOUT, partial(_close_all, outlets, self._connection))
 
-    def _attempt(self, call: _Call, outlets: Sequence[_Outlet], waiting: dict[str, list[int]]) -> None:
+    def _attempt(self, call: _Call, outlets: Sequence[_Outlet], waiting: dict[_Route, list[int]]) -> None:
         """Send what is `waiting`, and wait until it is answered or the call's time is up."""
         for outlet in _as_they_open(outlets, call):
             if outlet.failure is None:
-                call.send(waiting[outlet.topic], outlet)
+                call.send(waiting[outlet.route], outlet)
             else:
-                call.fail(waiting[outlet.topic], outlet.topic, outlet.failure)
+                call.fail(waiting[outlet.route], outlet.topic, outlet.failure)
         call.wait_for_answers()
         for outlet in call.broken():
             self._discard(outlet)
@@ -91,14 +103,14 @@ class Publisher:
         elif any(outlet.failure for outlet in outlets):
             time.sleep(min(_PAUSE, call.remaining()))
 
-    def _enter(self, topic: str) -> _Outlet:
-        """The outlet to `topic`, not closed for want of use until `_leave`."""
+    def _enter(self, route: _Route) -> _Outlet:
+        """The outlet of `route`, not closed for want of use until `_leave`."""
         with self._lock:
-            outlet = self._outlets.get(topic)
+            outlet = self._outlets.get(route)
             if outlet is None:
-                outlet = self._outlets[topic] = _Outlet(topic, self.schemas.get(topic))
+                outlet = self._outlets[route] = _Outlet(*route, self.schemas.get(route[0]))
                 _in_background(partial(self._open, outlet))
-            self._outlets.move_to_end(topic)
+            self._outlets.move_to_end(route)
             outlet.users += 1
             surplus = len(self._outlets) - self._max_producers
             unused = [each for each in self._outlets.values() if not each.users][:surplus] if surplus > 0 else []
@@ -126,15 +138,17 @@ class Publisher:
 
     def _forget(self, outlet: _Outlet) -> None:
         with self._lock:
-            if self._outlets.get(outlet.topic) is outlet:
-                del self._outlets[outlet.topic]
+            if self._outlets.get(outlet.route) is outlet:
+                del self._outlets[outlet.route]
 
 
 class _Outlet:
     """What one topic is published through: a producer, or the promise of one."""
 
-    def __init__(self, topic: str, schema: Schema | None) -> None:
+    def __init__(self, topic: str, producer: str | None, schema: Schema | None) -> None:
         self.topic = topic
+        self.producer = producer
+        self.route: _Route = (topic, producer)
         self._schema = schema
         self.opening: Future[Any] = Future()
         self.users = 0
@@ -148,6 +162,7 @@ class _Outlet:
         with explained(connection, self.topic, self._schema), translated(f"publish to {self.topic}"):
             producer = connection.publishing().create_producer(
                 self.topic,
+                self.producer,
                 schema=JsonBytes(self._schema) if self._schema is not None else pulsar.schema.BytesSchema(),
                 send_timeout_millis=0,  # our deadline is the only one
                 max_pending_messages=0,  # and so is our window: the client would drop what exceeds its own
@@ -202,12 +217,13 @@ class _Call:
     def remaining(self) -> float:
         return max(self._deadline - time.monotonic(), 0.0)
 
-    def waiting(self) -> dict[str, list[int]]:
-        """What has no outcome yet, per topic and in order."""
-        waiting: dict[str, list[int]] = {}
+    def waiting(self) -> dict[_Route, list[int]]:
+        """What has no outcome yet, per topic and producer's name, and in order."""
+        waiting: dict[_Route, list[int]] = {}
         for index, outcome in enumerate(self._outcomes):
             if outcome is None:
-                waiting.setdefault(self._publications[index].topic, []).append(index)
+                publication = self._publications[index]
+                waiting.setdefault((publication.topic, publication.producer), []).append(index)
         return waiting
 
     def outcomes(self) -> list[str | PulsarTasksError]:
@@ -228,6 +244,7 @@ class _Call:
                     partial(self._answered, index, outlet),
                     properties=dict(publication.properties),
                     partition_key=publication.key,
+                    sequence_id=publication.sequence,
                     deliver_at=_milliseconds(publication.deliver_at),
                 )
             except (TypeError, ValueError) as error:  # from the binding

@@ -1,0 +1,118 @@
+"""A topic that every worker of an app knows by heart: read from some instant on before it consumes, then followed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from pulsartasks.app import PulsarTasks
+from pulsartasks.brokers.base import Delivery, Reader
+from pulsartasks.errors import PulsarTasksError
+from pulsartasks.message import Publication
+from pulsartasks.retry import backoff
+
+KEEPER = "keeper"
+"""The subscription that nobody reads, which keeps what is on the topic until it is trimmed."""
+FOLLOW = 1.0
+"""Seconds after which a follower without news looks after other things."""
+
+_log = structlog.get_logger("pulsartasks")
+
+
+class Notices:
+    """One such topic.
+
+    Args:
+        name: of the topic, in the app.
+        kept_for: seconds that a notice counts.
+        learn: is told each notice, in the topic's order; after a reconnect perhaps again.
+        before: called before anything is read, until it succeeds.
+        idle: called about once a second, from then on.
+    """
+
+    def __init__(
+        self,
+        app: PulsarTasks,
+        name: str,
+        *,
+        kept_for: float,
+        learn: Callable[[Delivery], None],
+        before: Callable[[], None] = lambda: None,
+        idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.topic = app.qualify(name)
+        self._app = app
+        self._kept_for = kept_for
+        self._learn = learn
+        self._before = before
+        self._idle = idle
+        self._declared = False
+        self._known = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name=f"pulsartasks-{name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no more. Returns at once."""
+        self._stopping.set()
+        self._known.set()
+
+    def wait_until_known(self) -> None:
+        """Returns when all that was there has been read, or at `stop`."""
+        self._known.wait()
+
+    def publish(self, value: bytes) -> None:
+        """Add a notice; confirmed when this returns.
+
+        Raises:
+            BrokerError: the broker did not take it.
+        """
+        self._declare()
+        self._app.broker.publish(Publication(self.topic, value))
+
+    def trim(self) -> None:
+        """Let go of what does not count any more."""
+        self._declare()
+        self._app.broker.trim(self.topic, KEEPER, before=time.time() - self._kept_for)
+
+    def _declare(self) -> None:
+        if not self._declared:
+            self._app.broker.declare(self.topic, [KEEPER])
+            self._declared = True
+
+    def _follow(self) -> None:
+        tries = 0
+        while not self._stopping.is_set():
+            try:
+                self._before()
+                if self._stopping.is_set():
+                    return
+                self._declare()
+                reader = self._app.broker.read(self.topic, since=time.time() - self._kept_for)
+                try:
+                    tries = self._read(reader)
+                finally:
+                    with suppress(PulsarTasksError):
+                        reader.close()
+            except PulsarTasksError as error:
+                if not self._stopping.is_set():
+                    _log.warning("notices.unread", topic=self.topic, error=str(error))
+                self._stopping.wait(backoff(tries, factor=0.2, maximum=10.0))
+                tries += 1
+
+    def _read(self, reader: Reader) -> int:
+        while not self._stopping.is_set():
+            delivery = reader.receive(FOLLOW if self._known.is_set() else 0.0)
+            if delivery is not None:
+                self._learn(delivery)
+            elif not self._known.is_set():
+                self._known.set()
+            else:
+                self._idle()
+        return 0

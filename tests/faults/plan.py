@@ -1,0 +1,46 @@
+"""What each task of a run is, told by its number alone, so that those who publish, run and check it agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+RETRY_DELAY = 0.3
+"""Seconds between a failed attempt and the next."""
+KEYS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One task to be called."""
+
+    key: str | None = None
+    """Its order is kept within this key, by number; None: there is no order."""
+    failures: int = 0
+    """Attempts that fail before one succeeds."""
+    countdown: float = 0.0
+    seconds: float = 0.005
+    """How long an attempt takes."""
+
+
+Plan = Callable[[int], Call]
+
+
+def mixed(number: int) -> Call:
+    """Of ten, four plain ones, four with a key (a few of them retried in their place), one delayed, one retried."""
+    tens, unit = divmod(number, 10)
+    if unit < 4:
+        return Call()
+    if unit < 8:
+        return Call(key=f"key-{(4 * tens + unit) % KEYS}", failures=int(unit == 4 and tens % 10 == 0))
+    if unit == 8:
+        return Call(countdown=1.0 + tens % 3)
+    return Call(failures=1)
+
+
+def steady(number: int) -> Call:
+    """Plain ones of 50 ms."""
+    return Call(seconds=0.05)
+
+
+PLANS: Mapping[str, Plan] = {"mixed": mixed, "steady": steady}
