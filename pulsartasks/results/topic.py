@@ -42,9 +42,7 @@ class TopicResults(ResultStore):
         self._claims = claims or Claims()
         self._topic = topic
         self._expires = expires
-        self._inbox = _Inbox(
-            broker, topic.replace("persistent://", "non-persistent://", 1) + f"-{uuid4().hex}", self._claims
-        )
+        self._inbox = _Inbox(broker, topic.replace("persistent://", "non-persistent://", 1) + f"-{uuid4().hex}")
         self._declared = False
 
     @property
@@ -71,7 +69,10 @@ class TopicResults(ResultStore):
         try:
             if waiter.result is None and waiter.may_have_missed:
                 waiter.found(self.find(task_id))
-            while waiter.result is None and time.monotonic() < until:
+            while waiter.result is None and (waiter.claimed is not None or time.monotonic() < until):
+                if waiter.claimed is not None:
+                    waiter.found(self._read(waiter.claimed))
+                    continue
                 # The push is only a hint, and a reconnect may have swallowed it: look again now and then, and at the
                 # end.
                 if not waiter.arrived.wait(max(0.0, min(LOOK_AGAIN, until - time.monotonic()))):
@@ -91,12 +92,14 @@ class TopicResults(ResultStore):
                 patience = 0.0 if found is not None else min(LOOK_AGAIN, max(0.0, until - time.monotonic()))
                 delivery = reader.receive(patience)
                 if delivery is not None and delivery.properties.get(TASK_ID) == task_id:
-                    # A later one counts: of a replayed dead letter, or a second run.
-                    found = _decode(self._claims.fetch(delivery.value, delivery.properties))
+                    found = self._read(delivery)  # a later one counts: of a replayed dead letter, or a second run
                 if delivery is None and (found is not None or time.monotonic() >= until):
                     return found
         finally:
             reader.close()
+
+    def _read(self, delivery: Delivery) -> Result:
+        return _decode(self._claims.fetch(delivery.value, delivery.properties))
 
     def expire(self) -> None:
         self._declare()
@@ -114,12 +117,21 @@ class TopicResults(ResultStore):
 class _Waiter:
     """The `get()` of one result in progress, by one or more threads."""
 
-    def __init__(self, *, may_have_missed: bool, result: Result | None) -> None:
+    def __init__(self, *, may_have_missed: bool) -> None:
         self.arrived = threading.Event()
         self.may_have_missed = may_have_missed
         """The result may have been pushed before this process listened."""
-        self.result = result
+        self.result: Result | None = None
+        self.claimed: Delivery | None = None
+        """The result as it was pushed, if that is a claim: who waits fetches it."""
         self.threads = 0
+
+    def take(self, pushed: Result | Delivery) -> None:
+        if isinstance(pushed, Delivery):
+            self.claimed = pushed
+        else:
+            self.result = pushed
+        self.arrived.set()
 
     def found(self, result: Result | None) -> None:
         """Take what a look-up gave; if that is nothing, a result that was pushed while it looked stays."""
@@ -130,13 +142,12 @@ class _Waiter:
 class _Inbox:
     """Hears of results on this process's own topic; it listens from the first `get()` on."""
 
-    def __init__(self, broker: Broker, topic: str, claims: Claims) -> None:
+    def __init__(self, broker: Broker, topic: str) -> None:
         self.topic = topic
         self._broker = broker
-        self._claims = claims
         self._lock = threading.Lock()
         self._waiters: dict[str, _Waiter] = {}
-        self._arrived: OrderedDict[str, Result] = OrderedDict()
+        self._arrived: OrderedDict[str, Result | Delivery] = OrderedDict()
         self._reader: Reader | None = None
         self._complete_since = float("inf")
         """Of calls made since this instant no result was missed: it began to listen then, or had to forget one."""
@@ -149,7 +160,9 @@ class _Inbox:
             waiter = self._waiters.get(task_id)
             if waiter is None:
                 missed = made is None or made <= self._complete_since
-                waiter = self._waiters[task_id] = _Waiter(may_have_missed=missed and known is None, result=known)
+                waiter = self._waiters[task_id] = _Waiter(may_have_missed=missed and known is None)
+                if known is not None:
+                    waiter.take(known)
             waiter.threads += 1
             return waiter
 
@@ -159,6 +172,8 @@ class _Inbox:
             waiter.threads -= 1
             if not waiter.threads:
                 del self._waiters[task_id]
+                if waiter.result is None and waiter.claimed is not None:
+                    self._arrived[task_id] = waiter.claimed  # it could not be fetched: the next one to wait tries again
 
     def close(self) -> None:
         with self._lock:
@@ -190,28 +205,21 @@ class _Inbox:
                 self._arrive(delivery)
 
     def _arrive(self, delivery: Delivery) -> None:
-        if CLAIM in delivery.properties and not self._awaited(delivery.properties.get(TASK_ID, "")):
-            return
-        try:
-            result = _decode(self._claims.fetch(delivery.value, delivery.properties))
-        except (msgspec.MsgspecError, PulsarTasksError) as error:  # who waits looks by itself, and is told more
-            _log.warning("result.unreadable", error=str(error))
-            return
+        pushed: Result | Delivery = delivery
+        task_id = delivery.properties.get(TASK_ID, "")
+        if CLAIM not in delivery.properties:
+            try:
+                pushed = _decode(delivery.value)
+            except msgspec.MsgspecError as error:
+                _log.warning("result.unreadable", error=str(error))
+                return
+            task_id = pushed.id
         with self._lock:
-            waiter = self._waiters.get(result.id)
+            waiter = self._waiters.get(task_id)
             if waiter is None:
-                self._arrived[result.id] = result
+                self._arrived[task_id] = pushed
                 if len(self._arrived) > REMEMBERED:
                     self._arrived.popitem(last=False)
                     self._complete_since = time.time()
                 return
-            waiter.result = result
-        waiter.arrived.set()
-
-    def _awaited(self, task_id: str) -> bool:
-        """Whether somebody waits for it; a large result is else not fetched before somebody asks and looks."""
-        with self._lock:
-            if awaited := task_id in self._waiters:
-                return awaited
-            self._complete_since = time.time()
-            return False
+        waiter.take(pushed)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from pulsartasks import ClaimCheck, MessageTooLargeError, PulsarTasks, TaskContext
+from pulsartasks import ClaimCheck, MessageTooLargeError, PulsarTasks, TaskContext, UnreadableMessageError
 from pulsartasks.brokers.base import Broker
 from pulsartasks.contrib.blobs import (
     OCTETS,
@@ -126,6 +126,28 @@ def test_large_result_that_came_before_anybody_asked_is_there(app: PulsarTasks, 
     wait_until(lambda: make.result(large.id).successful(), "it did not run")
 
     assert large.get(timeout=20) == "x" * 20_000
+
+
+def test_large_result_whose_blob_is_gone_or_away_says_so(
+    app: PulsarTasks, start_worker: Workers, blobs: OnAndOff, folder: Path
+) -> None:
+    @app.task
+    def make(size: int) -> str:
+        return "x" * size
+
+    start_worker(app)
+    make.delay(1).get(timeout=60)  # so that this process listens
+    large = make.delay(20_000)
+    wait_until(lambda: make.result(large.id).successful(), "it did not run")
+
+    blobs.trouble = BlobStoreUnavailableError("it is away")
+    with pytest.raises(BlobStoreUnavailableError):
+        large.get(timeout=20)
+    blobs.trouble = None
+    for file in files(folder):
+        file.unlink()
+    with pytest.raises(UnreadableMessageError, match="not in the blob store"):
+        large.get(timeout=20)
 
 
 def test_message_carries_the_claim_and_the_blob_lies_under_the_day(
