@@ -34,14 +34,17 @@ _NOTHING = ctypes.py_object()
 class Running(ABC):
     """One attempt that runs, as something that can be interrupted: at most once by each kind of exception."""
 
-    __slots__ = ("_unsent", "over", "task", "task_id", "terminated")
+    __slots__ = ("_sent", "over", "task", "task_id")
 
     def __init__(self, task: str, task_id: str) -> None:
         self.task = task
         self.task_id = task_id
-        self.terminated = False
         self.over = False
-        self._unsent = {SoftTimeLimitExceeded, Terminate}
+        self._sent: tuple[type[BaseException], ...] = ()
+
+    @property
+    def terminated(self) -> bool:
+        return Terminate in self._sent
 
     @abstractmethod
     def interrupt(self, kind: type[BaseException]) -> bool:
@@ -75,9 +78,8 @@ class RunningFunction(Running):
         if not self._ended.acquire(blocking=False):
             return False
         try:
-            if kind in self._unsent:
-                self._unsent.discard(kind)
-                self.terminated = self.terminated or kind is Terminate
+            if kind not in self._sent:
+                self._sent += (kind,)
                 _raise_in(self._thread, ctypes.py_object(kind))
             return True
         finally:
@@ -92,7 +94,7 @@ class RunningFunction(Running):
                 end()
         finally:
             end()
-            if len(self._unsent) < 2:
+            if self._sent:
                 _raise_in(self._thread, _NOTHING)
 
 
@@ -131,10 +133,9 @@ class RunningCoroutine(Running):
             self.over = True
 
     def _cancel(self, kind: type[BaseException]) -> None:
-        if self.over or kind not in self._unsent:
+        if self.over or kind in self._sent:
             return
-        self._unsent.discard(kind)
-        self.terminated = self.terminated or kind is Terminate
+        self._sent += (kind,)
         if self._cause is not Terminate:
             self._cause = kind
         if self._task is not None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from pulsartasks.errors import SoftTimeLimitExceeded, Terminate
 from pulsartasks.worker.interrupt import Alarm, Interrupts, Running, RunningCoroutine, RunningFunction
-from tests.services import wait_until
 
 PATIENCE = 30.0
-KINDS = (SoftTimeLimitExceeded, Terminate)
 
 
 @pytest.fixture
@@ -123,51 +118,39 @@ def test_run_that_has_ended_is_not_interrupted(interrupts: Interrupts) -> None:
     assert interrupted == [False]
 
 
-def test_interrupts_at_any_moment_hit_nothing_but_the_run(interrupts: Interrupts) -> None:
-    ends: Counter[type[BaseException] | None] = Counter()
-    escaped: list[BaseException] = []
-    enough = threading.Event()
+@pytest.mark.parametrize(
+    "kinds",
+    [(SoftTimeLimitExceeded,), (Terminate,), (SoftTimeLimitExceeded, Terminate), (Terminate, SoftTimeLimitExceeded)],
+)
+def test_what_comes_while_a_run_ends_ends_it_and_nothing_comes_later(
+    interrupts: Interrupts, kinds: tuple[type[BaseException], ...]
+) -> None:
+    running = RunningFunction("task", "id")
+    running._ended = LockAtWhichOneIsInterrupted(interrupts, kinds)  # type: ignore[assignment]
 
-    def work() -> None:
-        while not enough.is_set():
-            try:
-                ends[end_of(interrupts)] += 1
-                for _ in range(50):
-                    """What settles a message."""
-            except BaseException as error:  # noqa: BLE001 - this is what must not be
-                escaped.append(error)
+    with pytest.raises(kinds):
+        interrupts.run(running, None, int, [], {})
 
-    def interrupt(kind: type[BaseException]) -> None:
-        while not enough.is_set():
-            interrupts.interrupt("id", kind)
-
-    threads = [threading.Thread(target=work), *(threading.Thread(target=interrupt, args=[kind]) for kind in KINDS)]
-    with taking_turns_at_any_moment():
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: all(ends[end] >= 3 for end in (None, *KINDS)), "too few were interrupted", PATIENCE)
-        enough.set()
-        for thread in threads:
-            thread.join()
-
-    assert escaped == []
+    thread = threading.Thread(target=lambda: [running.interrupt(kind) for kind in (SoftTimeLimitExceeded, Terminate)])
+    thread.start()
+    thread.join()
+    for _ in range(1000):
+        """What settles the message."""
 
 
-def end_of(interrupts: Interrupts) -> type[BaseException] | None:
-    """What a short run ended by."""
-    try:
-        run(interrupts, lambda: sum(range(100)))
-    except KINDS as error:
-        return type(error)
-    return None
+class LockAtWhichOneIsInterrupted:
+    """A lock whose owner is interrupted each time just before it gets it."""
 
+    def __init__(self, interrupts: Interrupts, kinds: tuple[type[BaseException], ...]) -> None:
+        self._lock = threading.RLock()
+        self._interrupts = interrupts
+        self._kinds = list(kinds)
+        self.release = self._lock.release
 
-@contextmanager
-def taking_turns_at_any_moment() -> Iterator[None]:
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(interval)
+    def acquire(self, *, blocking: bool = True) -> bool:
+        if blocking and self._kinds:
+            interrupt_from_elsewhere(self._interrupts, self._kinds.pop(0))
+        return self._lock.acquire(blocking)
 
 
 def test_coroutine_that_is_interrupted_before_it_began_does_not_begin() -> None:
