@@ -34,6 +34,7 @@ DEV = [
     "pytest>=8.3",
     "pytest-randomly>=3.16",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.9",
     "types-setuptools",
     "types-wtforms",

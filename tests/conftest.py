@@ -45,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.pulsar)
         if "secure_pulsar" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.tls)
+        if (group := _group(item)) is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -58,6 +60,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         _pulsar(session.config)
     if any(item.get_closest_marker("tls") for item in session.items):
         _secure_pulsar(session.config)
+
+
+def _group(item: pytest.Item) -> str | None:
+    """Tests of one group are run by one process of several, since they share what is slow to make; None: any may."""
+    if any(name in item.nodeid for name in KILLERS):
+        return "killers"
+    if item.get_closest_marker("tls"):
+        return "tls"
+    path = item.path.relative_to(services.CHECKOUT / "tests")
+    if path.parts[0] in ("conformance", "unit"):
+        return None
+    return str(path.parent if path.parts[0] == "apps" else path)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 from tools import downloads, environment, locks, packages
 from tools.terminal import SetupError, say
 
+TEST_PROCESSES = 2
 DOWNLOADS: dict[str, Callable[[], Path]] = {
     "pulsar": downloads.pulsar,
     "pulsar-java-client": downloads.pulsar_java_client,
@@ -51,9 +52,10 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _test(arguments: Sequence[str]) -> None:
-    """Becomes pytest."""
+    """Becomes pytest; for all tests in several processes, each with servers of its own: most of the time they wait."""
     _set_up_tests()
-    _become_python(["-m", "pytest", *arguments])
+    parallel = [] if arguments else ["-n", str(TEST_PROCESSES), "--dist", "loadgroup"]
+    _become_python(["-m", "pytest", *parallel, *arguments])
 
 
 def _python(arguments: Sequence[str]) -> None:
