@@ -18,10 +18,10 @@ ACK_WINDOW = 0.25
 """Seconds before a kill in which an attempt that ended may not be settled yet: the client keeps acknowledgements for
 0.1 s, and on a busy machine they are neither given to it nor sent by it at once."""
 
-NEARBY = 1.0
-"""Seconds around the death of another process in which Pulsar may give out a message twice."""
+NEARBY = 3.0
+"""Seconds around the death of another process, in which a new one joins, when Pulsar may give out a message twice."""
 MOVED_PER_KILL = 0.05
-"""How often that may be; it was once in about a hundred and fifty kills."""
+"""How often that may be; it was once in more than a hundred kills."""
 
 
 @dataclass(slots=True)

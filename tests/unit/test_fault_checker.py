@@ -169,7 +169,7 @@ def test_what_ended_just_before_the_kill_may_run_again(before: float, explained:
 
 
 def test_kill_of_another_process_explains_nothing() -> None:
-    verdict = Story(PLAIN).ran(PLAIN, 1, 1.5).killed(2, 1.5).ran(PLAIN, 3, 4, pid=3).verdict(exact=False)
+    verdict = Story(PLAIN).ran(PLAIN, 1, 2).killed(2, 2).ran(PLAIN, 6, 7, pid=3).verdict(exact=False)
 
     assert verdict.unexplained == [PLAIN]
 
