@@ -18,7 +18,7 @@ from uuid import uuid4
 from pulsartasks.dead_letters import DeadLetters
 from tests.conformance.processes import WorkerProcess
 from tests.faults import tasks
-from tests.faults.checker import ACK_WINDOW, Verdict, check
+from tests.faults.checker import ACK_WINDOW, NEARBY, Verdict, check
 from tests.faults.entries import Entry, EntryFile, Kind
 from tests.faults.plan import PLANS
 from tests.services import CHECKOUT, PulsarServer, wait_until
@@ -156,13 +156,15 @@ class Stage:
             time.sleep(0.05)
         dead = self._dead()
         self._look()
-        return check(self._history, PLANS[self.setting.plan], self.setting.tasks, dead)
+        exact = self.setting.server is None
+        return check(self._history, PLANS[self.setting.plan], self.setting.tasks, dead, exact=exact)
 
     def story(self, number: int) -> list[str]:
         """What happened to one task, for who looks for the cause."""
         mine = [entry for entry in self._history if entry.number == number and entry.kind < Kind.KILLED]
         pids = {entry.pid for entry in mine} | {0}
-        faults = [e for e in self._history if e.kind >= Kind.KILLED and e.pid in pids]
+        last = max((entry.at for entry in mine), default=0.0)
+        faults = [e for e in self._history if e.kind >= Kind.KILLED and (e.pid in pids or abs(e.at - last) < NEARBY)]
         return [
             f"{e.at:.3f} {e.kind.name.lower()} attempt {e.attempt} in process {e.pid}"
             + (f" until {e.until:.3f}" if e.until else "")

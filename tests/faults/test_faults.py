@@ -20,7 +20,7 @@ TASKS = {
     "unloads": 600,
     "publisher": 600,
     "network": 600,
-    "disk": 600,
+    "disk": 400,
 }
 """So many that it takes a few seconds, a fault in each of them. `rolling` is one of the conformance tests already."""
 
