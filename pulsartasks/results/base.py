@@ -59,9 +59,12 @@ class RemoteError(msgspec.Struct, frozen=True):
 
 
 def text_of(error: BaseException, form: Callable[[BaseException], str] = str) -> str:
-    """What `error` says, as text that can be sent, even where its ``str`` fails or has a file name that is no text."""
+    """What `error` says, as text that can be sent, even where its ``str`` fails or has a file name that is no text.
+
+    Of an enormous text the beginning: it may repeat what somebody else wrote.
+    """
     try:
-        return _sendable(form(error))
+        return _sendable(form(error)[:LONGEST_TEXT])
     except Exception:  # noqa: BLE001 - the code of whoever defined it
         return f"{type(error).__name__} (its text cannot be made)"
 

@@ -7,6 +7,7 @@ the instant inside the task's id (UUIDv7), so it costs as much as was stored sin
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -17,8 +18,9 @@ import structlog
 
 from pulsartasks.brokers.base import Broker, Claims, Delivery, Reader
 from pulsartasks.errors import ClosedError, PulsarTasksError
-from pulsartasks.message import CLAIM, TASK_ID, Publication, task_id_instant
-from pulsartasks.results.base import Result, ResultStore
+from pulsartasks.message import CLAIM, LONGEST_ID, TASK_ID, Publication, task_id_instant
+from pulsartasks.results.base import Result, ResultStore, text_of
+from pulsartasks.serializers import UNREADABLE
 
 KEEPER = "keeper"
 CLOCK_SKEW = 10.0
@@ -42,9 +44,9 @@ class TopicResults(ResultStore):
         self._claims = claims or Claims()
         self._topic = topic
         self._expires = expires
-        self._inbox = _Inbox(
-            broker, topic.replace("persistent://", "non-persistent://", 1) + f"-{uuid4().hex}", self._claims
-        )
+        replies = topic.replace("persistent://", "non-persistent://", 1)
+        self._inbox = _Inbox(broker, f"{replies}-{uuid4().hex}", self._claims)
+        self._may_reply_to = re.compile(re.escape(replies) + "-[0-9A-Za-z]{1,64}").fullmatch
         self._declared = False
 
     @property
@@ -55,6 +57,9 @@ class TopicResults(ResultStore):
         self._declare()
         value = msgspec.json.encode(result)
         kept = self._claims.stow(Publication(self._topic, value, key=result.id, properties={TASK_ID: result.id}))
+        if reply_to and not self._may_reply_to(reply_to):  # a message must not choose what a worker publishes to
+            _log.warning("reply.refused", topic=reply_to[:LONGEST_ID])
+            reply_to = None
         push = [Publication(reply_to, kept.value, properties=kept.properties)] if reply_to else []
         confirmed, *_ = self._broker.publish_many([kept, *push])
         if isinstance(confirmed, PulsarTasksError):
@@ -92,7 +97,7 @@ class TopicResults(ResultStore):
                 delivery = reader.receive(patience)
                 if delivery is not None and delivery.properties.get(TASK_ID) == task_id:
                     # A later one counts: of a replayed dead letter, or a second run.
-                    found = _decode(self._claims.fetch(delivery.value, delivery.properties))
+                    found = _read(self._claims.fetch(delivery.value, delivery.properties)) or found
                 if delivery is None and (found is not None or time.monotonic() >= until):
                     return found
         finally:
@@ -193,9 +198,11 @@ class _Inbox:
         if CLAIM in delivery.properties and not self._awaited(delivery.properties.get(TASK_ID, "")):
             return
         try:
-            result = _decode(self._claims.fetch(delivery.value, delivery.properties))
-        except (msgspec.MsgspecError, PulsarTasksError) as error:  # who waits looks by itself, and is told more
+            result = _read(self._claims.fetch(delivery.value, delivery.properties))
+        except PulsarTasksError as error:  # who waits looks by itself, and is told more
             _log.warning("result.unreadable", error=str(error))
+            return
+        if result is None:
             return
         with self._lock:
             waiter = self._waiters.get(result.id)
@@ -215,3 +222,12 @@ class _Inbox:
                 return awaited
             self._complete_since = time.time()
             return False
+
+
+def _read(value: bytes) -> Result | None:
+    """The result in a message; None if it is none, since anybody may have written it."""
+    try:
+        return _decode(value)
+    except UNREADABLE as error:
+        _log.warning("result.unreadable", error=text_of(error))
+        return None

@@ -62,12 +62,16 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
     def first_published(self) -> float:
         """When the message was published before any retry, in seconds since the epoch."""
         try:
-            first = datetime.fromisoformat(self.headers[message.PUBLISHED_AT])
-        except (KeyError, ValueError):  # it is no copy, or somebody else wrote that header
+            first = datetime.fromisoformat(self.headers[message.PUBLISHED_AT]).timestamp()
+        except (KeyError, ValueError, OverflowError):  # it is no copy, or somebody else wrote that header
             return self.delivery.published_at
-        return first.timestamp()
+        return min(max(first, 0.0), self.delivery.published_at)  # nobody has more patience by lying
 
     @property
     def wants_result(self) -> bool:
         """Whether it is a call whose result is kept."""
-        return self.task is not None and not self.task.options.ignore_result and message.TASK_ID in self.headers
+        return (
+            self.task is not None
+            and not self.task.options.ignore_result
+            and self.headers.get(message.TASK_ID) == self.request.id
+        )
