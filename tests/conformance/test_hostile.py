@@ -20,6 +20,8 @@ from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.conformance.processes import WorkerProcess
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(4)
+
 SMALL = 5_000
 """Messages of each of two waves."""
 GROWTH = 60_000
@@ -80,6 +82,7 @@ def size(worker: WorkerProcess) -> int:
     return int(subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], check=True, capture_output=True).stdout)
 
 
+@pytest.mark.guarantee(2, 13)
 def test_ten_thousand_hostile_messages_are_all_settled_and_the_worker_neither_stops_nor_grows(
     siege: Siege, worker: WorkerProcess
 ) -> None:
@@ -126,6 +129,7 @@ def test_hostile_dead_letters_can_be_listed_and_sent_again(siege: Siege, start_w
     assert set(siege.ran()) | set(died) == set(sent)
 
 
+@pytest.mark.guarantee(7)
 def test_messages_that_are_due_much_later_do_not_take_the_place_of_others(siege: Siege, start_worker: Workers) -> None:
     # Their header says so, but their sender did not ask the broker to hold them.
     work = siege.app.tasks["ordered"].topics.work
