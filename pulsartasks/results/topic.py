@@ -46,7 +46,7 @@ class TopicResults(ResultStore):
         self._expires = expires
         replies = topic.replace("persistent://", "non-persistent://", 1)
         self._inbox = _Inbox(broker, f"{replies}-{uuid4().hex}", self._claims)
-        self._may_reply_to = re.compile(re.escape(replies) + "-[0-9A-Za-z]{1,64}").fullmatch
+        self._may_reply_to = re.compile(re.escape(replies) + "-(?!.*-partition-)[0-9A-Za-z-]{1,64}").fullmatch
         self._declared = False
 
     @property

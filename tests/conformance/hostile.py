@@ -219,6 +219,8 @@ _LIES: list[Callable[[Random], dict[str, str]]] = [
     lambda random: {"REAL_TOPIC": random.choice(("", "persistent://public/default/else", "no topic", "t" * 9_000))},
     lambda random: {"REAL_SUBSCRIPTION": random.choice(("work", "", "else", _text(random)))},
     lambda random: {"ORIGIN_MESSAGE_ID": _text(random), "DELAY_TIME": random.choice(("-1", "9" * 30, "x"))},
+    lambda random: {"pt-claim": random.choice(("", "{}", "null", '{"key":"../x","size":1,"sha256":"0"}', "[" * 9_000))},
+    lambda random: {"ORIGIN_MESSAGE_IDY_TIME": "9" * random.choice((1, 9_000)), "__AVRO_READ_OFFSET__": "-1"},
     lambda random: {"pt-published-at": random.choice(_INSTANTS)},
     lambda random: {"pt-reason": _text(random), "pt-traceback": _text(random, 3_000), "pt-attempts": "9" * 30},
     lambda random: {"pt-cut": "-1", "pt-exception-type": _text(random), "pt-failed-at": _text(random)},

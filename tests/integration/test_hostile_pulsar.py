@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -45,14 +46,14 @@ def bare(pulsar_server: PulsarServer) -> Iterator[pulsar.Client]:
 def settled(app: PulsarTasks, server: PulsarServer, *names: str) -> list[Kept]:
     """The dead letters, when nothing is left on the topics of these tasks."""
 
-    def backlog(topic: str) -> Any:
+    def settled_there(topic: str) -> bool:
         found: Any = server.stats(topic)["subscriptions"]
-        return sum(subscription["msgBacklog"] for subscription in found.values())
+        return not any(subscription["msgBacklog"] for subscription in found.values())
 
     for name in names:
         topics = app.tasks[name].topics
         for topic in {topics.work, topics.calls, topics.retry, topics.delayed}:
-            wait_until(lambda topic=topic: backlog(topic) == 0, f"{topic} was not settled", 60)
+            wait_until(partial(settled_there, topic), f"{topic} was not settled", 60)
     return list(DeadLetters(app, *[app.tasks[name] for name in names]).list())
 
 
