@@ -3,7 +3,7 @@ ENGINE ?= openai
 ARGS ?=
 SOURCES = pulsartasks apps examples tools tests setup.py
 
-.PHONY: help run reset test test-pulsar test-tls faults pulsar check format bench lock
+.PHONY: help run reset test test-pulsar test-tls faults pulsar check format guarantees bench lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,6 +39,9 @@ check: ## format, lint, types, layers and fast tests; then the sizes
 format: ## rewrite the sources as `make check` wants them
 	@$(PYTHON) -m tools python -m ruff check --fix --quiet $(SOURCES) || true
 	@$(PYTHON) -m tools python -m ruff format $(SOURCES)
+
+guarantees: ## count the tests of each guarantee anew, in docs/guarantees.md
+	@$(PYTHON) -m tools python -m tests.guarantees
 
 bench: ## what it costs on this machine [ARGS=...]
 	@exec $(PYTHON) -m tools python -m benchmarks $(ARGS)

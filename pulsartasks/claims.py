@@ -19,6 +19,7 @@ from pulsartasks.brokers.base import MAX_MESSAGE_SIZE, Claims
 from pulsartasks.errors import ConfigurationError, PulsarTasksError, UnreadableMessageError
 from pulsartasks.message import CLAIM, Publication
 from pulsartasks.middleware.base import Publish
+from pulsartasks.serializers import UNREADABLE
 
 FOLDER = "claims"
 """What the keys of claimed blobs begin with, before the day in UTC."""
@@ -104,5 +105,5 @@ def read_claim(headers: Mapping[str, str]) -> Claim:
     """
     try:
         return msgspec.json.decode(headers[CLAIM], type=Claim)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise UnreadableMessageError(f"its header {CLAIM} is not a claim: {error}") from error

@@ -47,8 +47,17 @@ WORKER = "pt-worker"
 FAILED_AT = "pt-failed-at"
 PUBLISHED_AT = "pt-published-at"
 
-_DEATH = (REASON, EXCEPTION_TYPE, EXCEPTION_MESSAGE, TRACEBACK, ATTEMPTS, WORKER, FAILED_AT, PUBLISHED_AT)
+LONGEST_ID = 512
+"""Characters of a task's id, or of its name in a log: whoever writes a longer one means no good, or made a mistake."""
+LATEST_ETA = 4_102_444_800.0
+"""The year 2100 in seconds since the epoch: what is to run later has its eta in the wrong unit."""
+CUT = "pt-cut"
+"""In a dead letter that would have been too large: how many bytes its value had. What is there is its beginning."""
+
+_DEATH = (REASON, EXCEPTION_TYPE, EXCEPTION_MESSAGE, TRACEBACK, ATTEMPTS, WORKER, FAILED_AT, PUBLISHED_AT, CUT)
 _RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, OLD_ORIGIN_MESSAGE_ID, ETA, EXPIRES)
+OURS = frozenset((TASK, TASK_ID, REPLY_TO, CLAIM, *_DEATH, *_RETRY))
+"""All headers that are not the caller's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +177,32 @@ def read_int(headers: Mapping[str, str], name: str) -> int:
     """
     text = headers.get(name, "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+
+
+def read_eta(headers: Mapping[str, str]) -> float:
+    """The instant before which the message must not run, in seconds since the epoch; 0.0 if it may run at once.
+
+    What is no instant, or beyond `LATEST_ETA`, is not waited for; `untrue` tells of the latter.
+
+    >>> read_eta({"pt-eta": "1688062274710"}), read_eta({"pt-eta": "soon"}), read_eta({"pt-eta": "9" * 18})
+    (1688062274.71, 0.0, 0.0)
+    """
+    eta = read_int(headers, ETA) / 1000
+    return eta if eta <= LATEST_ETA else 0.0
+
+
+def untrue(headers: Mapping[str, str]) -> str | None:
+    """What is wrong with headers that no call has, whose message therefore is not run; None for all others.
+
+    >>> untrue({"pt-eta": "1688062274710000"})
+    'its pt-eta 1688062274710000 is not in milliseconds since 1970, or is beyond the year 2100'
+    """
+    if len(headers.get(TASK_ID, "")) > LONGEST_ID:
+        return f"its {TASK_ID} has {len(headers[TASK_ID]):,} characters; at most {LONGEST_ID} make sense"
+    eta = headers.get(ETA, "")
+    if eta.isascii() and eta.isdigit() and (len(eta) > 18 or int(eta) / 1000 > LATEST_ETA):
+        return f"its {ETA} {eta[:LONGEST_ID]} is not in milliseconds since 1970, or is beyond the year 2100"
+    return None
 
 
 def new_task_id() -> str:

@@ -12,6 +12,9 @@ from pulsartasks.errors import ConfigurationError, InvalidArgumentsError, Unread
 
 T = TypeVar("T")
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What a msgspec decoder raises for bytes that somebody else wrote."""
+
 
 def to_builtin(value: Any) -> Any:
     """What msgspec asks for a type it does not know: pydantic models give their own data."""
@@ -141,7 +144,7 @@ class CallCodec:
         """
         try:
             call = _decode_call(value)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except UNREADABLE as error:
             raise UnreadableMessageError(f"not a call: {error}") from error
         return self._convert(call.args, call.kwargs)
 
@@ -149,7 +152,7 @@ class CallCodec:
         """The arguments in a message that another language wrote: the bare keyword arguments."""
         try:
             keywords = _decode_keywords(value)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except UNREADABLE as error:
             raise UnreadableMessageError(f"not keyword arguments: {error}") from error
         return self._convert([], keywords)
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol, TypedDict
 
 from pulsartasks.errors import ConfigurationError, InvalidArgumentsError
-from pulsartasks.message import RESERVED_PREFIX, Publication
+from pulsartasks.message import LATEST_ETA, LONGEST_ID, RESERVED_PREFIX, Publication
 from pulsartasks.options import check_names
 
 
@@ -72,6 +72,11 @@ class CallOptions:
         for name in ("key", "task_id"):
             if not isinstance(getattr(self, name), (str, type(None))):
                 raise InvalidArgumentsError(f"{name} must be text, not {getattr(self, name)!r}")
+        if len(self.task_id or "") > LONGEST_ID:
+            raise InvalidArgumentsError(f"task_id has {len(self.task_id or ''):,} characters, at most {LONGEST_ID}")
+        self._check_headers()
+
+    def _check_headers(self) -> None:
         for name, value in self.headers.items():
             if not all(isinstance(text, str) for text in (name, value)):
                 raise InvalidArgumentsError(f"header {name!r}: names and values must be text")
@@ -79,8 +84,15 @@ class CallOptions:
                 raise InvalidArgumentsError(f"header {name!r}: names with {RESERVED_PREFIX} are pulsartasks' own")
 
     def due(self, now: float) -> float | None:
-        """The instant before which the call must not run, in seconds since the epoch; None: at once."""
-        return _instant(self.countdown if self.eta is None else self.eta, now)
+        """The instant before which the call must not run, in seconds since the epoch; None: at once.
+
+        Raises:
+            InvalidArgumentsError: it is beyond the year 2100.
+        """
+        due = _instant(self.countdown if self.eta is None else self.eta, now)
+        if due is not None and due > LATEST_ETA:
+            raise InvalidArgumentsError("eta or countdown is beyond the year 2100; is it in seconds?")
+        return due
 
     def expiry(self, now: float) -> float | None:
         """The instant from which on no attempt is begun, in seconds since the epoch; None: it never expires."""

@@ -11,7 +11,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pulsartasks.errors import MessageTooLargeError, PulsarTasksError, UnreadableMessageError
+from pulsartasks.errors import (
+    CallError,
+    InvalidArgumentsError,
+    MessageTooLargeError,
+    PulsarTasksError,
+    UnreadableMessageError,
+)
 from pulsartasks.message import CLAIM, REAL_TOPIC, Publication
 from pulsartasks.options import Mode, Start
 from pulsartasks.schemas import Schema
@@ -21,6 +27,19 @@ MAX_MESSAGE_SIZE = 5 * 1024 * 1024 - 8 * 1024
 less what its client adds, and less the headers of a retry or dead letter: what could be published can be kept."""
 ROOM_FOR_COPIES = 7 * 1024
 """Bytes by which a retry or dead letter may therefore be larger."""
+
+
+def refusal(publication: Publication) -> CallError | None:
+    """Why a message cannot be sent at all, if so."""
+    try:
+        return check_size(publication)
+    except (TypeError, AttributeError, UnicodeEncodeError) as error:
+        return not_data(error)
+
+
+def not_data(error: Exception) -> InvalidArgumentsError:
+    """What a publisher is told about a message that is made of the wrong things."""
+    return InvalidArgumentsError(f"a message is bytes, with strings as key and headers: {error}")
 
 
 def check_size(publication: Publication) -> MessageTooLargeError | None:
@@ -37,7 +56,7 @@ def check_size(publication: Publication) -> MessageTooLargeError | None:
 
 def _bytes(text: str) -> int:
     characters = len(text)  # a TypeError, if it is no text
-    return characters if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return characters if text.isascii() else len(text.encode())  # a UnicodeEncodeError, if it has half a character
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from pulsartasks.errors import TaskError
-from pulsartasks.serializers import encode
+from pulsartasks.serializers import UNREADABLE, encode
 
 State = Literal["PENDING", "SUCCESS", "FAILURE", "REVOKED"]
 
@@ -34,12 +34,13 @@ class RemoteError(msgspec.Struct, frozen=True):
         message = text_of(error)[:LONGEST_TEXT]
         try:
             arguments = encode(error.args)
-        except TypeError:
-            arguments = b""
+            values = msgspec.json.decode(arguments) if len(arguments) <= LONGEST_TEXT else [message]
+        except (TypeError, *UNREADABLE):  # what can just be written may be too deep to be read
+            values = [message]
         return cls(
             type=f"{type(error).__module__}:{type(error).__qualname__}",
             message=message,
-            arguments=msgspec.json.decode(arguments) if 0 < len(arguments) <= LONGEST_TEXT else [message],
+            arguments=values,
             traceback=traceback_of(error)[-LONGEST_TEXT:],
         )
 
@@ -59,9 +60,12 @@ class RemoteError(msgspec.Struct, frozen=True):
 
 
 def text_of(error: BaseException, form: Callable[[BaseException], str] = str) -> str:
-    """What `error` says, as text that can be sent, even where its ``str`` fails or has a file name that is no text."""
+    """What `error` says, as text that can be sent, even where its ``str`` fails or has a file name that is no text.
+
+    Of an enormous text the beginning: it may repeat what somebody else wrote.
+    """
     try:
-        return _sendable(form(error))
+        return _sendable(form(error)[:LONGEST_TEXT])
     except Exception:  # noqa: BLE001 - the code of whoever defined it
         return f"{type(error).__name__} (its text cannot be made)"
 

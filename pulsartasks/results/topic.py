@@ -7,6 +7,7 @@ the instant inside the task's id (UUIDv7), so it costs as much as was stored sin
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -17,8 +18,9 @@ import structlog
 
 from pulsartasks.brokers.base import Broker, Claims, Delivery, Reader
 from pulsartasks.errors import ClosedError, PulsarTasksError
-from pulsartasks.message import CLAIM, TASK_ID, Publication, task_id_instant
-from pulsartasks.results.base import Result, ResultStore
+from pulsartasks.message import CLAIM, LONGEST_ID, TASK_ID, Publication, task_id_instant
+from pulsartasks.results.base import Result, ResultStore, text_of
+from pulsartasks.serializers import UNREADABLE
 from pulsartasks.topics import KEEPER
 
 CLOCK_SKEW = 10.0
@@ -42,7 +44,9 @@ class TopicResults(ResultStore):
         self._claims = claims or Claims()
         self._topic = topic
         self._expires = expires
-        self._inbox = _Inbox(broker, topic.replace("persistent://", "non-persistent://", 1) + f"-{uuid4().hex}")
+        replies = topic.replace("persistent://", "non-persistent://", 1)
+        self._inbox = _Inbox(broker, f"{replies}-{uuid4().hex}")
+        self._may_reply_to = re.compile(re.escape(replies) + "-(?!.*-partition-)[0-9A-Za-z-]{1,64}").fullmatch
         self._declared = False
 
     @property
@@ -53,6 +57,9 @@ class TopicResults(ResultStore):
         self._declare()
         value = msgspec.json.encode(result)
         kept = self._claims.stow(Publication(self._topic, value, key=result.id, properties={TASK_ID: result.id}))
+        if reply_to and not self._may_reply_to(reply_to):  # a message must not choose what a worker publishes to
+            _log.warning("reply.refused", topic=reply_to[:LONGEST_ID])
+            reply_to = None
         push = [Publication(reply_to, kept.value, properties=kept.properties)] if reply_to else []
         confirmed, *_ = self._broker.publish_many([kept, *push])
         if isinstance(confirmed, PulsarTasksError):
@@ -71,7 +78,9 @@ class TopicResults(ResultStore):
                 waiter.found(self.find(task_id))
             while waiter.result is None and (waiter.claimed is not None or time.monotonic() < until):
                 if waiter.claimed is not None:
+                    waiter.arrived.clear()
                     waiter.found(self._read(waiter.claimed))
+                    waiter.claimed = None
                     continue
                 # The push is only a hint, and a reconnect may have swallowed it: look again now and then, and at the
                 # end.
@@ -92,14 +101,15 @@ class TopicResults(ResultStore):
                 patience = 0.0 if found is not None else min(LOOK_AGAIN, max(0.0, until - time.monotonic()))
                 delivery = reader.receive(patience)
                 if delivery is not None and delivery.properties.get(TASK_ID) == task_id:
-                    found = self._read(delivery)  # a later one counts: of a replayed dead letter, or a second run
+                    # A later one counts: of a replayed dead letter, or a second run.
+                    found = self._read(delivery) or found
                 if delivery is None and (found is not None or time.monotonic() >= until):
                     return found
         finally:
             reader.close()
 
-    def _read(self, delivery: Delivery) -> Result:
-        return _decode(self._claims.fetch(delivery.value, delivery.properties))
+    def _read(self, delivery: Delivery) -> Result | None:
+        return _decoded(self._claims.fetch(delivery.value, delivery.properties))
 
     def expire(self) -> None:
         self._declare()
@@ -208,12 +218,10 @@ class _Inbox:
         pushed: Result | Delivery = delivery
         task_id = delivery.properties.get(TASK_ID, "")
         if CLAIM not in delivery.properties:
-            try:
-                pushed = _decode(delivery.value)
-            except msgspec.MsgspecError as error:
-                _log.warning("result.unreadable", error=str(error))
+            result = _decoded(delivery.value)
+            if result is None:
                 return
-            task_id = pushed.id
+            pushed, task_id = result, result.id
         with self._lock:
             waiter = self._waiters.get(task_id)
             if waiter is None:
@@ -223,3 +231,12 @@ class _Inbox:
                     self._complete_since = time.time()
                 return
         waiter.take(pushed)
+
+
+def _decoded(value: bytes) -> Result | None:
+    """The result in a message; None if it is none, since anybody may have written it."""
+    try:
+        return _decode(value)
+    except UNREADABLE as error:
+        _log.warning("result.unreadable", error=text_of(error))
+        return None

@@ -25,7 +25,7 @@ from pulsartasks.errors import (
     PulsarTasksError,
     SubscriptionBusyError,
 )
-from pulsartasks.message import Publication, read_int
+from pulsartasks.message import Publication, read_eta
 from pulsartasks.retry import backoff
 from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.lanes import Held, Lanes
@@ -161,10 +161,13 @@ class ConsumerThreads(ABC):
 
     def _wait_until_due(self, delivery: Delivery) -> bool:
         """Hold a message that came early; False if it must not run here: the worker stops, or it is far too early."""
-        eta = read_int(delivery.properties, message.ETA) / 1000
+        eta = read_eta(delivery.properties)
         early = eta - time.time()
         while early > 0:
-            if self._stopping.wait(min(early, EARLY_TICK)):
+            # Only where it came back too early is there a broker to be patient with, whose delayed delivery may be off.
+            if (early < EARLY_TICK or self._waits_on(delivery.topic) == delivery.topic) and self._stopping.wait(
+                min(early, EARLY_TICK)
+            ):
                 return False
             if early > EARLY_TICK:
                 self._put_back(delivery, eta)
@@ -172,10 +175,14 @@ class ConsumerThreads(ABC):
             early = eta - time.time()
         return True
 
+    def _waits_on(self, topic: str) -> str:
+        """Where a message that was received on `topic` waits until it is due."""
+        return self._aside.get(topic, topic)
+
     def _put_back(self, delivery: Delivery, eta: float) -> None:
-        """Have the broker hold a message again that it gave out far too early, e.g. as its delayed delivery is off."""
+        """Have the broker hold a message that it gave out far too early, since nothing told it not to, or in vain."""
         _log.warning("message.early", message_id=delivery.message_id, seconds=round(eta - time.time(), 1))
-        topic = self._aside.get(delivery.topic, delivery.topic)
+        topic = self._waits_on(delivery.topic)
         self._app.publish(Publication(topic, delivery.value, delivery.key, delivery.properties, deliver_at=eta))
         delivery.acknowledge()
 
@@ -216,9 +223,18 @@ class OrderedConsumer(ConsumerThreads):
     Threads take turns at receiving: whoever finds nothing to run receives, the others wait to be told.
     """
 
-    def __init__(self, app: PulsarTasks, subscription: Subscription, executor: Executor, *, threads: int) -> None:
+    def __init__(
+        self,
+        app: PulsarTasks,
+        subscription: Subscription,
+        executor: Executor,
+        *,
+        threads: int,
+        aside: Mapping[str, str],
+    ) -> None:
         super().__init__(app, subscription, threads=threads)
         self._executor = executor
+        self._aside = aside
         self._by_key = subscription.mode == "key_shared"
         self._condition = threading.Condition()
         self._lanes = Lanes(ORDERED_BUFFER)
@@ -264,6 +280,8 @@ class OrderedConsumer(ConsumerThreads):
         delivery = None
         try:
             delivery = consumer.receive(timeout)
+            if delivery is not None and message.ETA in delivery.properties and self._moved_aside(delivery):
+                delivery = None
         finally:
             with self._condition:
                 self._receiving = False
@@ -272,8 +290,19 @@ class OrderedConsumer(ConsumerThreads):
                 self._condition.notify()
         return None
 
+    def _moved_aside(self, delivery: Delivery) -> bool:
+        """Whether a message that is not due for long now waits elsewhere: here it would take the place of others."""
+        eta = read_eta(delivery.properties)
+        if eta - time.time() <= EARLY_TICK:
+            return False
+        try:
+            self._put_back(delivery, eta)
+        except PulsarTasksError:
+            return False  # then here, after all
+        return True
+
     def _hold(self, held: Held) -> None:
-        due = read_int(held.delivery.properties, message.ETA) / 1000
+        due = read_eta(held.delivery.properties)
         if due > time.time():  # Pulsar holds nothing back for exclusive and failover subscriptions
             self._lanes.park(held, due)
         else:
@@ -304,7 +333,9 @@ class Forwarder(ConsumerThreads):
                 self._forward(delivery)
 
     def _forward(self, delivery: Delivery) -> None:
-        properties = {name: value for name, value in delivery.properties.items() if name != message.ETA}
+        properties = dict(delivery.properties)
+        if message.untrue(properties) is None:  # else whoever runs it must see why it cannot be run
+            properties.pop(message.ETA, None)
         publication = Publication(self._destinations[delivery.topic], delivery.value, delivery.key, properties)
         tries = 0
         while not self._stopping.is_set():

@@ -140,7 +140,11 @@ class Executor:
                 args, kwargs = _arguments(self._claims.fetch(delivery.value, headers), headers, task)
             except PulsarTasksError as error:
                 unreadable = error
+        else:
+            name = name[: message.LONGEST_ID]  # for logs, where it is of no more use
         id_ = headers.get(message.TASK_ID) or _message_id(delivery, headers, subscription)
+        if len(id_) > message.LONGEST_ID:
+            id_ = delivery.message_id
         crash_name = message_name(subscription, id_)
         story = self.guard.story(crash_name)
         if story is not None:
@@ -250,6 +254,8 @@ def _message_id(delivery: Delivery, headers: Mapping[str, str], subscription: st
 
 
 def _arguments(value: bytes, headers: Mapping[str, str], task: Task[..., Any]) -> tuple[list[Any], dict[str, Any]]:
+    if (lie := message.untrue(headers)) is not None:
+        raise UnreadableMessageError(lie)
     if message.TASK in headers:
         return task.codec.decode(value)
     if task.event_topic is not None:

@@ -20,6 +20,7 @@ from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
 from pulsartasks.crashes import REMEMBERED_FOR, CrashLedger, CrashReport, CrashStory
 from pulsartasks.errors import PulsarTasksError
+from pulsartasks.serializers import UNREADABLE
 from pulsartasks.worker.gate import Gate
 from pulsartasks.worker.journal import Journal, dead_journal, journals
 from pulsartasks.worker.notices import Notices
@@ -141,7 +142,7 @@ class Guard:
     def _learn(self, delivery: Delivery) -> None:
         try:
             self._ledger.apply(_decode(delivery.value))
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             _log.warning("notice.unreadable", topic=delivery.topic, error=str(error))
 
     def _begin(self) -> None:

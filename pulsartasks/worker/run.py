@@ -43,10 +43,10 @@ class Route:
 def first_published(headers: Mapping[str, str], published_at: float) -> float:
     """When a message that was published at `published_at` was so before any retry, in seconds since the epoch."""
     try:
-        first = datetime.fromisoformat(headers[message.PUBLISHED_AT])
-    except (KeyError, ValueError):  # it is no copy, or somebody else wrote that header
+        first = datetime.fromisoformat(headers[message.PUBLISHED_AT]).timestamp()
+    except (KeyError, ValueError, OverflowError):  # it is no copy, or somebody else wrote that header
         return published_at
-    return first.timestamp()
+    return min(max(first, 0.0), published_at)  # nobody has more patience by lying
 
 
 class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every message
@@ -75,4 +75,8 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
     @property
     def wants_result(self) -> bool:
         """Whether it is a call whose result is kept."""
-        return self.task is not None and not self.task.options.ignore_result and message.TASK_ID in self.headers
+        return (
+            self.task is not None
+            and not self.task.options.ignore_result
+            and self.headers.get(message.TASK_ID) == self.request.id
+        )

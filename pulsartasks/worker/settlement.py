@@ -30,6 +30,9 @@ LONGEST_TRACEBACK = 16_384
 SHORT_STORY = 500
 """Characters of it, and of the error's text, that travel with a message that hardly leaves room for them."""
 
+CUT_VALUE = 1024 * 1024
+"""Bytes of the value that are kept of a message which is too large to be kept."""
+
 _log = structlog.get_logger("pulsartasks")
 
 
@@ -125,11 +128,11 @@ class Settler:
         if check_size(letter) is not None:  # the message itself matters more than the whole story
             properties[message.EXCEPTION_MESSAGE] = properties[message.EXCEPTION_MESSAGE][:SHORT_STORY]
             properties[message.TRACEBACK] = properties[message.TRACEBACK][-SHORT_STORY:]
-        return letter
+        return letter if check_size(letter) is None else _cut(letter)
 
 
 def _retry_copy(run: Run, delay: float) -> Publication:
-    due = time.time() + delay
+    due = min(time.time() + delay, message.LATEST_ETA)
     return Publication(
         topic=run.route.task.topics.retry,
         value=run.delivery.value,
@@ -144,6 +147,20 @@ def _retry_copy(run: Run, delay: float) -> Publication:
         },
         deliver_at=due,
     )
+
+
+def _cut(letter: Publication) -> Publication:
+    """As much of a dead letter as can be kept: its sender had more room than a dead letter has.
+
+    Other clients may send up to the broker's own limit, or above it in chunks. Delivered again without end it would
+    serve nobody, so its story is kept, its own headers, and of its value the beginning.
+    """
+    properties = {
+        name[:SHORT_STORY]: text[:SHORT_STORY] for name, text in letter.properties.items() if name in message.OURS
+    }
+    properties[message.CUT] = str(len(letter.value))
+    key = letter.key if letter.key is None else letter.key[:SHORT_STORY]
+    return Publication(letter.topic, letter.value[:CUT_VALUE], key, properties)
 
 
 def _origin(run: Run) -> dict[str, str]:

@@ -160,9 +160,9 @@ class Worker:
 
     def _consume_shared(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
         topics = [name for t in tasks for name in (t.topics.work, t.topics.calls, t.topics.retry, t.topics.delayed)]
-        aside = {t.topics.work: t.topics.delayed for t in tasks if t.event_topic is not None}
         subscription = _subscription(settings, topics)
-        return [SharedConsumer(self.app, subscription, self._executor, threads=settings.concurrency, aside=aside)]
+        threads = settings.concurrency
+        return [SharedConsumer(self.app, subscription, self._executor, threads=threads, aside=_aside(tasks))]
 
     def _consume_ordered(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
         ordered = _subscription(settings, [name for t in tasks for name in (t.topics.work, t.topics.calls)])
@@ -171,7 +171,7 @@ class Worker:
         # Where topics are ordered as a whole, each has its thread, so that none waits for another.
         threads = settings.concurrency if settings.mode == "key_shared" else len(tasks)
         return [
-            OrderedConsumer(self.app, ordered, self._executor, threads=threads),
+            OrderedConsumer(self.app, ordered, self._executor, threads=threads, aside=_aside(tasks)),
             Forwarder(self.app, held, waiting),
         ]
 
@@ -211,6 +211,11 @@ def _settings(task: Task[..., Any], concurrency: int) -> _Settings:
         prefetch=options.prefetch or max(2 * threads, LEAST_PREFETCH),
         own=task.name if options.concurrency is not None else None,
     )
+
+
+def _aside(tasks: Sequence[Task[..., Any]]) -> dict[str, str]:
+    """Where what comes too early on a topic is to wait: no other subscription gets it there, and no work behind it."""
+    return {topic: t.topics.delayed for t in tasks for topic in (t.topics.work, t.topics.calls)}
 
 
 def _subscription(settings: _Settings, topics: Sequence[str]) -> Subscription:

@@ -10,6 +10,8 @@ from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(1)
+
 
 def test_message_runs_again_when_its_worker_was_killed(
     acting: PulsarTasks, start_process: StartProcess, start_worker: Workers, record: Record
@@ -63,6 +65,7 @@ def test_early_acknowledged_message_does_not_run_again_after_a_kill(
     assert record.labels() == ["killed", "next"]
 
 
+@pytest.mark.guarantee(2)
 def test_failed_message_with_early_ack_is_still_kept_as_a_dead_letter(
     broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers
 ) -> None:

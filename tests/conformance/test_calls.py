@@ -25,6 +25,8 @@ from pulsartasks.message import Publication
 from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.services import free_ports
 
+pytestmark = pytest.mark.guarantee(14)
+
 
 class Order(msgspec.Struct, frozen=True):
     customer: str
@@ -137,6 +139,7 @@ def test_many_publications_are_each_answered(broker: BrokerUnderTest, app: Pulsa
     assert broker.backlog(store.topics.work, store.subscription) == 200
 
 
+@pytest.mark.guarantee(11)
 def test_broker_that_is_away_is_a_clear_error(broker: BrokerUnderTest, name: str, tmp_path: Any) -> None:
     urls = {
         "local": "local:///proc/nobody/can/write/here/broker.db",

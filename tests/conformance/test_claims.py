@@ -27,6 +27,8 @@ from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.conformance.records import Record
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(14)
+
 LARGE = "x" * 6_000_000
 """More than any broker here takes."""
 
@@ -187,6 +189,7 @@ def test_large_event_reaches_every_subscription_and_whoever_follows_the_topic(
     assert len(files(folder)) == 1
 
 
+@pytest.mark.guarantee(4)
 def test_retries_and_the_dead_letter_keep_the_claim_and_a_replay_runs(
     app: PulsarTasks, start_worker: Workers, record: Record, folder: Path
 ) -> None:

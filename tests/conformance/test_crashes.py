@@ -15,6 +15,8 @@ from tests.conformance.records import Record
 from tests.conformance.tasks import MODES
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(5)
+
 
 def dead_letters(app: PulsarTasks, task: str) -> dict[str, str]:
     """The reasons of a task's dead letters, by the label that it was called with."""
@@ -88,6 +90,7 @@ def test_task_that_eats_its_memory_limit_is_given_up(
 
 
 @pytest.mark.parametrize("deed", ["spin", "hold"])
+@pytest.mark.guarantee(10)
 def test_hard_time_limit_ends_what_nothing_else_ends_and_spares_its_neighbours(
     deed: str, acting: PulsarTasks, start_process: StartProcess, record: Record
 ) -> None:
@@ -104,6 +107,7 @@ def test_hard_time_limit_ends_what_nothing_else_ends_and_spares_its_neighbours(
     assert dead_letters(acting, "limited") == {"slow": "failed"}
 
 
+@pytest.mark.guarantee(6)
 def test_attempts_in_place_go_on_counting_after_a_crash(
     acting: PulsarTasks, start_process: StartProcess, start_worker: Workers, record: Record
 ) -> None:
@@ -139,6 +143,7 @@ def test_attempts_in_place_go_on_counting_after_a_stop(
     assert [run.attempt for run in runs] == [1, 2, 3]
 
 
+@pytest.mark.guarantee(1)
 def test_what_had_finished_before_a_crash_does_not_run_again(
     acting: PulsarTasks, start_process: StartProcess, record: Record
 ) -> None:

@@ -19,6 +19,8 @@ from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.conformance.records import Record
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(4)
+
 
 class Order(msgspec.Struct, frozen=True):
     customer: str
@@ -68,6 +70,7 @@ def test_dead_letter_keeps_the_original_and_tells_why(app: PulsarTasks, start_wo
     assert before - timedelta(seconds=1) <= published <= failed + timedelta(seconds=1)
 
 
+@pytest.mark.guarantee(2)
 def test_dead_letter_tells_when_it_was_first_published_and_all_its_attempts(
     app: PulsarTasks, start_worker: Workers
 ) -> None:
@@ -523,6 +526,7 @@ def test_error_without_a_text_that_can_be_sent_stops_neither_its_key_nor_the_cal
     ]
 
 
+@pytest.mark.guarantee(2)
 def test_bug_in_settling_leaves_no_key_waiting(
     app: PulsarTasks, start_worker: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record, overlapping
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(7)
+
 MODES = ["shared", "exclusive", "failover", "key_shared"]
 
 

@@ -13,6 +13,8 @@ from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(2)
+
 
 def test_message_is_acknowledged_when_the_task_says_so_and_not_before(
     broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers
@@ -132,6 +134,7 @@ def test_async_task_acknowledges_too(app: PulsarTasks, start_worker: Workers) ->
     assert pay.delay().get(timeout=30) == "paid"  # type: ignore[comparison-overlap]
 
 
+@pytest.mark.guarantee(1)
 def test_killed_message_comes_again_only_if_it_was_not_acknowledged(
     broker: BrokerUnderTest, acting: PulsarTasks, start_process: StartProcess, record: Record
 ) -> None:

@@ -15,6 +15,8 @@ from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record, Run, overlapping
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(6)
+
 
 def by_key(runs: Sequence[Run]) -> dict[str, list[Run]]:
     lanes: dict[str, list[Run]] = defaultdict(list)
@@ -307,6 +309,7 @@ def test_waiting_keys_do_not_stop_others_behind_a_full_prefetch(
     record.wait_for(51)
 
 
+@pytest.mark.guarantee(1)
 def test_key_shared_keeps_its_promise_over_processes_and_through_a_kill(
     acting: PulsarTasks, start_process: StartProcess, record: Record
 ) -> None:

@@ -19,6 +19,8 @@ from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
 from tests.services import PulsarServer, wait_until
 
+pytestmark = pytest.mark.guarantee(15)
+
 
 @pytest.fixture
 def other_app(broker: BrokerUnderTest, name: str) -> Iterator[PulsarTasks]:
@@ -201,6 +203,7 @@ def test_call_whose_worker_was_killed_runs_again(
     assert record.labels() == ["killed", "killed", "next"]
 
 
+@pytest.mark.guarantee(3)
 def test_second_copy_of_a_retry_is_dropped(
     broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:
@@ -230,6 +233,7 @@ def test_second_copy_of_a_retry_is_dropped(
     wait_until(lambda: broker.backlog(copy.topic, connect.subscription) == 0, "it was not acknowledged")
 
 
+@pytest.mark.guarantee(3)
 def test_retries_of_a_replayed_dead_letter_are_no_second_copies(
     app: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:

@@ -18,6 +18,8 @@ from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(13)
+
 
 class Transcript(msgspec.Struct, frozen=True):
     text: str
@@ -260,6 +262,7 @@ def test_ignored_result_says_so(app: PulsarTasks, start_worker: Workers, record:
         _ = result.state
 
 
+@pytest.mark.guarantee(2)
 def test_result_is_kept_before_the_message_is_acknowledged(
     broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(3)
+
 
 @pytest.mark.wire
 def test_failed_message_runs_again_until_it_succeeds(app: PulsarTasks, start_worker: Workers) -> None:
@@ -201,6 +203,7 @@ def test_retry_of_one_subscription_is_not_seen_by_another(
     )
 
 
+@pytest.mark.guarantee(1)
 def test_retry_survives_the_death_of_all_workers(
     broker: BrokerUnderTest,
     acting: PulsarTasks,
@@ -221,6 +224,7 @@ def test_retry_survives_the_death_of_all_workers(
     assert [run.attempt for run in runs] == [1, 2]
 
 
+@pytest.mark.guarantee(2)
 def test_message_with_no_retry_left_becomes_a_dead_letter(app: PulsarTasks, start_worker: Workers) -> None:
     @app.task(autoretry_for=(OSError,), max_retries=2, default_retry_delay=0.0)
     def fail() -> None:
@@ -235,6 +239,7 @@ def test_message_with_no_retry_left_becomes_a_dead_letter(app: PulsarTasks, star
     assert letter.story.attempts == 3
 
 
+@pytest.mark.guarantee(2)
 def test_nothing_is_left_of_a_message_that_succeeded_at_last(
     broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers
 ) -> None:

@@ -21,6 +21,8 @@ from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
 from tests.services import wait_until
 
+pytestmark = pytest.mark.guarantee(12)
+
 PATIENCE = 30.0
 MODES = ["shared", "exclusive", "failover", "key_shared"]
 

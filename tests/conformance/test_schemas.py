@@ -16,6 +16,8 @@ from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.conformance.records import Record
 from tests.services import PulsarServer, wait_until
 
+pytestmark = pytest.mark.guarantee(14)
+
 
 class Order(msgspec.Struct, frozen=True):
     customer: str

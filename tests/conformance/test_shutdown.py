@@ -6,9 +6,13 @@ import os
 import threading
 from collections import Counter
 
+import pytest
+
 from pulsartasks import PulsarTasks
 from tests.conformance.conftest import StartProcess, Workers
 from tests.conformance.records import Record
+
+pytestmark = pytest.mark.guarantee(9)
 
 
 def test_sigterm_finishes_what_runs_and_gives_back_the_prefetched(
@@ -89,6 +93,7 @@ def test_children_stop_when_their_supervisor_is_killed(
     assert record.labels() == ["running", "next"]
 
 
+@pytest.mark.guarantee(1)
 def test_child_that_dies_is_replaced(acting: PulsarTasks, start_process: StartProcess, record: Record) -> None:
     shared = acting.tasks["shared"]
     worker = start_process("shared").wait_until_ready()

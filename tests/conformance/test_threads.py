@@ -11,6 +11,8 @@ from pulsartasks import PulsarTasks
 from pulsartasks.options import Mode
 from tests.conformance.conftest import Workers
 
+pytestmark = pytest.mark.guarantee(6)
+
 PATIENCE = 30.0
 
 

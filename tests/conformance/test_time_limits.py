@@ -11,6 +11,8 @@ import pytest
 from pulsartasks import PulsarTasks, SoftTimeLimitExceeded, TaskContext
 from tests.conformance.conftest import BrokerUnderTest, Workers
 
+pytestmark = pytest.mark.guarantee(10)
+
 PATIENCE = 30.0
 
 

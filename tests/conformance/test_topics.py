@@ -48,6 +48,7 @@ def test_each_of_two_subscriptions_gets_everything(app: PulsarTasks, start_worke
     assert sorted(record.labels()) == [f"{deed}/{number}" for deed in ("bill", "pack") for number in range(5)]
 
 
+@pytest.mark.guarantee(8)
 def test_call_published_before_any_worker_ever_started_is_run(
     acting: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:
@@ -60,6 +61,7 @@ def test_call_published_before_any_worker_ever_started_is_run(
     record.wait_for(3)
 
 
+@pytest.mark.guarantee(8)
 def test_event_published_before_any_worker_ever_started_waits_for_every_subscription(
     broker: BrokerUnderTest, name: str, start_worker: Workers, record: Record
 ) -> None:
@@ -82,6 +84,7 @@ def test_event_published_before_any_worker_ever_started_waits_for_every_subscrip
     app.close()
 
 
+@pytest.mark.guarantee(8)
 def test_subscription_that_starts_latest_does_not_see_what_came_before_it(
     broker: BrokerUnderTest, name: str, start_worker: Workers, record: Record
 ) -> None:
@@ -103,6 +106,7 @@ def test_subscription_that_starts_latest_does_not_see_what_came_before_it(
     app.close()
 
 
+@pytest.mark.guarantee(14)
 def test_event_topic_carries_the_bare_payload_with_its_key(app: PulsarTasks) -> None:
     ordered = app.topic("ordered", schema=Order, key=lambda order: order.customer, subscriptions=("other",))
     reader = app.read(ordered.full_name)
@@ -118,6 +122,7 @@ def test_event_topic_carries_the_bare_payload_with_its_key(app: PulsarTasks) -> 
     reader.close()
 
 
+@pytest.mark.guarantee(14)
 def test_foreign_message_on_an_event_topic_is_the_payload(
     app: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:
@@ -134,6 +139,7 @@ def test_foreign_message_on_an_event_topic_is_the_payload(
     record.wait_for_labels("1.5 kg")
 
 
+@pytest.mark.guarantee(14)
 def test_foreign_message_on_a_call_topic_is_keyword_arguments(
     app: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:
@@ -148,6 +154,7 @@ def test_foreign_message_on_a_call_topic_is_keyword_arguments(
     record.wait_for_labels("2 kg True")
 
 
+@pytest.mark.guarantee(13)
 def test_direct_call_of_a_handler_reaches_it_alone_and_has_a_result(
     app: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:
@@ -185,6 +192,7 @@ def test_tasks_of_one_call_topic_are_told_apart(app: PulsarTasks, start_worker: 
 
 
 @pytest.mark.wire
+@pytest.mark.guarantee(6)
 def test_partitioned_topic_keeps_the_order_of_each_key(
     broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:

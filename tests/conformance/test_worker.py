@@ -110,6 +110,7 @@ def test_async_tasks_run_at_the_same_time_and_beside_others(app: PulsarTasks, st
     assert block.delay().get(timeout=30) not in loops
 
 
+@pytest.mark.guarantee(3)
 def test_async_task_that_fails_is_retried_like_any_other(app: PulsarTasks, start_worker: Workers) -> None:
     @app.task(bind=True, autoretry_for=(OSError,), default_retry_delay=0.0)
     async def connect(context: TaskContext) -> int:
@@ -178,6 +179,7 @@ def test_unknown_topic_is_refused_with_those_that_are_known(acting: PulsarTasks,
         start_worker(acting, topics=["sharde"])
 
 
+@pytest.mark.guarantee(9)
 def test_stop_finishes_what_runs_and_gives_back_the_rest(
     app: PulsarTasks, start_worker: Workers, record: Record
 ) -> None:
@@ -203,6 +205,7 @@ def test_stop_finishes_what_runs_and_gives_back_the_rest(
     assert sorted(record.labels()) == [str(number) for number in range(6)]  # none twice
 
 
+@pytest.mark.guarantee(9)
 def test_what_outlasts_the_grace_runs_again_elsewhere(app: PulsarTasks, start_worker: Workers, record: Record) -> None:
     release = threading.Event()
 
@@ -223,6 +226,7 @@ def test_what_outlasts_the_grace_runs_again_elsewhere(app: PulsarTasks, start_wo
     record.wait_for(2)
 
 
+@pytest.mark.guarantee(9)
 def test_stop_is_safe_from_several_threads_and_twice(app: PulsarTasks, start_worker: Workers) -> None:
     @app.task
     def note() -> None:

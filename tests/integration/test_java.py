@@ -133,7 +133,7 @@ def test_java_calls_a_task_by_its_keywords_and_reads_the_result_that_is_kept(
 def test_java_calls_a_task_by_its_name_and_is_told_the_result(
     java: JavaClient, acting: PulsarTasks, call_topic: str, start: Start
 ) -> None:
-    reply_to = f"non-persistent://public/default/{acting.name}-replies"
+    reply_to = f"non-persistent://public/default/{acting.name}.results-java"
     replies = java.subscribe(reply_to, "java")
     call = '{"args": ["one"], "kwargs": {"deed": "raise"}}'
     java.publish(call_topic, call, pt_task="shared", pt_id="order-18", pt_reply_to=reply_to)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from pulsartasks.brokers.base import Broker, Consumer, Delivery, Reader, Subscription, check_size
+from pulsartasks.brokers.base import Broker, Consumer, Delivery, Reader, Subscription, refusal
 from pulsartasks.brokers.local.presence import Presence
 from pulsartasks.brokers.local.store import Row, Store
 from pulsartasks.clock import Clock, SystemClock
@@ -147,7 +147,7 @@ class LocalBroker(Broker):
                 drifted[topic] = error
             else:
                 self._schemas.pop(topic, None)
-        errors = {index: check_size(p) or drifted.get(p.topic) for index, p in enumerate(publications)}
+        errors = {index: refusal(p) or drifted.get(p.topic) for index, p in enumerate(publications)}
         return {index: error for index, error in errors.items() if error is not None}
 
     def _open(self, topics: dict[int, str], *, mode: Mode, prefetch: int) -> LocalConsumer:

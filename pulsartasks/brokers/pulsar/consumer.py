@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import pulsar
+import structlog
 
 from pulsartasks.brokers.base import Consumer, Delivery
 from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
@@ -18,6 +19,8 @@ from pulsartasks.topics import is_persistent
 
 WAIT = 500
 """Milliseconds of the longest single wait: signal handlers run only between two."""
+_log = structlog.get_logger("pulsartasks")
+
 _PARTITION = re.compile(r"-partition-\d+$")
 _REMEMBERED = 10_000
 _REMEMBERED_FOR = 60.0
@@ -92,6 +95,10 @@ class PulsarConsumer(Consumer):
         run it. The copy of a running one is let go: the acknowledgement of the first settles both.
         """
         delivery = to_delivery(message, self._names, self)
+        if (encryption := message.encryption_context()) is not None and encryption.is_decryption_failed():
+            _log.warning("message.undecrypted", topic=delivery.topic, message_id=delivery.message_id)
+            self.release(delivery)  # for whoever has the key
+            return None
         if not is_persistent(delivery.topic):  # sent once or never, and all under the same id
             return delivery
         state = self._progress.start(delivery.message_id)

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import pulsar
 
-from pulsartasks.brokers.base import check_size
+from pulsartasks.brokers.base import not_data, refusal
 from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
 from pulsartasks.brokers.pulsar.consumer import message_id_text
 from pulsartasks.brokers.pulsar.diagnosis import WrongSettingError
@@ -30,7 +30,6 @@ from pulsartasks.errors import (
     BrokerError,
     BrokerUnavailableError,
     ClosedError,
-    InvalidArgumentsError,
     PublishTimeoutError,
     PulsarTasksError,
 )
@@ -210,7 +209,7 @@ class _Call:
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
         self._changed = threading.Condition()
-        self._outcomes: list[str | PulsarTasksError | None] = [_refusal(publication) for publication in publications]
+        self._outcomes: list[str | PulsarTasksError | None] = [refusal(publication) for publication in publications]
         self._on_the_way: dict[int, _Outlet] = {}
         self._sent: set[int] = set()
         self._failures: dict[str, BaseException] = {}
@@ -249,9 +248,9 @@ class _Call:
                     sequence_id=publication.sequence,
                     deliver_at=_milliseconds(publication.deliver_at),
                 )
-            except (TypeError, ValueError) as error:  # from the binding
+            except (TypeError, ValueError, OverflowError) as error:  # from the binding
                 del self._on_the_way[index]
-                self._outcomes[index] = _not_data(error)
+                self._outcomes[index] = not_data(error)
 
     def fail(self, indices: Sequence[int], topic: str, error: BaseException) -> None:
         """These messages found no producer, which ends it for them unless the broker may come back in time."""
@@ -308,18 +307,6 @@ class _Call:
                 self._outcomes[index] = from_result(result, f"publish to {outlet.topic}")
             if len(self._on_the_way) in (0, _WINDOW // 2):
                 self._changed.notify_all()
-
-
-def _refusal(publication: Publication) -> PulsarTasksError | None:
-    """Why this message is not sent at all, if so."""
-    try:
-        return check_size(publication)
-    except (TypeError, AttributeError) as error:
-        return _not_data(error)
-
-
-def _not_data(error: Exception) -> InvalidArgumentsError:
-    return InvalidArgumentsError(f"a message is bytes, with strings as key and headers: {error}")
 
 
 def _in_background(function: Callable[[], None]) -> None:
