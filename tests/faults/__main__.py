@@ -20,7 +20,7 @@ PATIENCE = 1140.0
 """Seconds that all scenarios may take together."""
 EACH = 300.0
 _COLUMNS = ("scenario", "broker", "seconds", "tasks", "runs", "faults", "lost", "early", "disorder", "dead", "again",
-            "in flight", "acks", "moved", "unexplained")  # fmt: skip
+            "in flight", "acks", "held", "unexplained")  # fmt: skip
 _WIDTHS = (10, 7, 7, 7, 7, 6, 5, 5, 8, 4, 6, 9, 6, 5, 11)
 
 
@@ -74,7 +74,7 @@ def play(scenario: Scenario, setting: Setting) -> Verdict:
         try:
             scenario.play(stage)
             verdict = stage.finish()
-            suspect = (verdict.lost, verdict.early, verdict.disordered, verdict.moved, verdict.unexplained)
+            suspect = (verdict.lost, verdict.early, verdict.disordered, verdict.held, verdict.unexplained)
             for number in {number for numbers in suspect for number in numbers[:1]}:
                 print("\n".join([f"    {number}:", *(f"      {line}" for line in stage.story(number))]), flush=True)
             return verdict
@@ -94,7 +94,7 @@ def figures(verdict: Verdict) -> tuple[int, ...]:
         verdict.duplicates,
         verdict.in_flight,
         verdict.unsure_acks,
-        len(verdict.moved),
+        len(verdict.held),
         len(verdict.unexplained),
     )
 

@@ -12,16 +12,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from tests.faults.entries import Entry, Kind
-from tests.faults.plan import RETRY_DELAY, Plan
+from tests.faults.plan import RETRY_DELAY, Call, Plan
 
 ACK_WINDOW = 0.25
 """Seconds before a kill in which an attempt that ended may not be settled yet: the client keeps acknowledgements for
 0.1 s, and on a busy machine they are neither given to it nor sent by it at once."""
-
-NEARBY = 3.0
-"""Seconds around the death of another process, in which a new one joins, when Pulsar may give out a message twice."""
-MOVED_PER_KILL = 0.05
-"""How often that may be; it was once in more than a hundred kills."""
 
 
 @dataclass(slots=True)
@@ -139,12 +134,12 @@ class Verdict:
     """Attempts and sendings in flight at a fault, and the planned attempts behind them: what may come once more."""
     unsure_acks: int
     """The same for attempts that had ended then, but whose acknowledgement may not have been stored."""
-    moved: Sequence[int]
-    """Tasks with more duplicates than faults of their own, one of them begun when another process had been killed."""
+    held: Sequence[int]
+    """Tasks that the broker held for a while (delayed or retried), with more duplicates than faults of their own."""
     unexplained: Sequence[int]
-    """Tasks with more duplicates than that."""
+    """Other tasks with more duplicates than faults of their own."""
     exact: bool
-    """The broker does not move messages of those who live."""
+    """The broker gives nothing out twice by itself."""
 
     @property
     def complaints(self) -> list[str]:
@@ -158,11 +153,11 @@ class Verdict:
         complaints = [f"{len(n)} {what}: {', '.join(map(str, n[:10]))}" for what, n in found.items() if n]
         if self.tasks < self.expected:
             complaints.append(f"only {self.tasks} of {self.expected} tasks were confirmed")
-        if len(self.moved) > (0 if self.exact else max(1, self.faults * MOVED_PER_KILL)):
-            complaints.append(f"{len(self.moved)} run twice when another process died: {self.moved[:10]}")
+        if len(self.held) > (0 if self.exact else self.faults):
+            complaints.append(f"{len(self.held)} delayed ones run twice without a reason: {self.held[:10]}")
         if self.dead:
             complaints.append(f"{self.dead} dead letters")
-        if self.duplicates > self.in_flight + self.unsure_acks:
+        if self.duplicates > self.in_flight + self.unsure_acks + (0 if self.exact else len(self.held)):
             complaints.append(f"{self.duplicates} duplicates, more than {self.in_flight} + {self.unsure_acks}")
         return complaints
 
@@ -172,7 +167,8 @@ def check(
 ) -> Verdict:
     """The verdict on a run of `expected` tasks that has come to rest, of which `dead` ended as dead letters.
 
-    `exact`: the broker gives no message out twice when a process dies that does not hold it. Pulsar does, seldom.
+    `exact`: the broker gives no message out twice by itself. Pulsar does so with messages that it held until they were
+    due, while consumers come and go (seen on 4.0.8: 12 times in 68 kills).
     """
     history = History.read(entries, plan)
     confirmed = history.confirmed()
@@ -196,8 +192,8 @@ def check(
         duplicates=sum(sum(counts.values()) for counts in extra.values()),
         in_flight=sum(_following(r.in_flight, plan(number).failures) for number, r in reasons.items()),
         unsure_acks=sum(_following(r.unsure_acks, plan(number).failures) for number, r in reasons.items()),
-        moved=[number for number in doubtful if _is_moved(history.runs[number], history)],
-        unexplained=[number for number in doubtful if not _is_moved(history.runs[number], history)],
+        held=[number for number in doubtful if _is_held(plan(number))],
+        unexplained=[number for number in doubtful if not _is_held(plan(number))],
         exact=exact,
     )
 
@@ -247,13 +243,8 @@ def _extra(runs: Iterable[Run]) -> dict[int, int]:
     return {attempt: count - 1 for attempt, count in Counter(run.attempt for run in runs).items()}
 
 
-def _is_moved(runs: Sequence[Run], history: History) -> bool:
-    begun: dict[int, list[float]] = defaultdict(list)
-    for run in runs:
-        begun[run.attempt].append(run.began)
-    again = [at for instants in begun.values() for at in instants[1:]]
-    mine = {run.pid for run in runs}
-    return any(abs(at - death) < NEARBY for at in again for pid, death in history.deaths.items() if pid not in mine)
+def _is_held(call: Call) -> bool:
+    return call.countdown > 0 or (call.failures > 0 and call.key is None)
 
 
 def _is_early(number: int, runs: Sequence[Run], history: History, plan: Plan) -> bool:

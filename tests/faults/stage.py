@@ -18,7 +18,7 @@ from uuid import uuid4
 from pulsartasks.dead_letters import DeadLetters
 from tests.conformance.processes import WorkerProcess
 from tests.faults import tasks
-from tests.faults.checker import ACK_WINDOW, NEARBY, Verdict, check
+from tests.faults.checker import ACK_WINDOW, Verdict, check
 from tests.faults.entries import Entry, EntryFile, Kind
 from tests.faults.plan import PLANS
 from tests.services import CHECKOUT, PulsarServer, wait_until
@@ -26,6 +26,8 @@ from tests.services import CHECKOUT, PulsarServer, wait_until
 QUIET = 1.5
 """Seconds without news after which nothing more is expected to run again: a local broker looks for dead processes once
 a second."""
+NEARBY = 3.0
+"""Seconds before and after a task's last attempt whose faults belong to its story."""
 WORKER = "tests.faults.tasks:app"
 
 
