@@ -11,12 +11,11 @@ import structlog
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery, Reader
-from pulsartasks.errors import PulsarTasksError
+from pulsartasks.errors import AuthenticationError, AuthorizationError, ClosedError, PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.retry import backoff
+from pulsartasks.topics import KEEPER
 
-KEEPER = "keeper"
-"""The subscription that nobody reads, which keeps what is on the topic until it is trimmed."""
 FOLLOW = 1.0
 """Seconds after which a follower without news looks after other things."""
 
@@ -27,11 +26,11 @@ class Notices:
     """One such topic.
 
     Args:
-        name: of the topic, in the app.
+        name: of the topic, in the app. Its keeper, a subscription that nobody reads, holds what is on it until `trim`.
         kept_for: seconds that a notice counts.
         learn: is told each notice, in the topic's order; after a reconnect perhaps again.
         before: called before anything is read, until it succeeds.
-        idle: called about once a second, from then on.
+        idle: called when all has been read, and about once a second from then on.
     """
 
     def __init__(
@@ -51,6 +50,7 @@ class Notices:
         self._before = before
         self._idle = idle
         self._declared = False
+        self._refusal: PulsarTasksError | None = None
         self._known = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=f"pulsartasks-{name}", daemon=True)
@@ -64,8 +64,14 @@ class Notices:
         self._known.set()
 
     def wait_until_known(self) -> None:
-        """Returns when all that was there has been read, or at `stop`."""
+        """Returns when all that was there has been read, or at `stop`.
+
+        Raises:
+            AuthenticationError, AuthorizationError: it must not be read.
+        """
         self._known.wait()
+        if self._refusal is not None:
+            raise self._refusal
 
     def publish(self, value: bytes) -> None:
         """Add a notice; confirmed when this returns.
@@ -91,28 +97,29 @@ class Notices:
         while not self._stopping.is_set():
             try:
                 self._before()
-                if self._stopping.is_set():
-                    return
-                self._declare()
-                reader = self._app.broker.read(self.topic, since=time.time() - self._kept_for)
-                try:
-                    tries = self._read(reader)
-                finally:
-                    with suppress(PulsarTasksError):
-                        reader.close()
-            except PulsarTasksError as error:
                 if not self._stopping.is_set():
-                    _log.warning("notices.unread", topic=self.topic, error=str(error))
+                    self._declare()
+                    self._read(self._app.broker.read(self.topic, since=0.0))  # what is older was let go
+            except PulsarTasksError as error:
+                if self._stopping.is_set() or isinstance(error, ClosedError):
+                    return
+                if isinstance(error, AuthenticationError | AuthorizationError) and not self._known.is_set():
+                    self._refusal = error
+                    self._known.set()
+                    return
+                _log.warning("notices.unread", topic=self.topic, error=str(error))
                 self._stopping.wait(backoff(tries, factor=0.2, maximum=10.0))
                 tries += 1
 
-    def _read(self, reader: Reader) -> int:
-        while not self._stopping.is_set():
-            delivery = reader.receive(FOLLOW if self._known.is_set() else 0.0)
-            if delivery is not None:
-                self._learn(delivery)
-            elif not self._known.is_set():
-                self._known.set()
-            else:
-                self._idle()
-        return 0
+    def _read(self, reader: Reader) -> None:
+        try:
+            while not self._stopping.is_set():
+                delivery = reader.receive(FOLLOW if self._known.is_set() else 0.0)
+                if delivery is not None:
+                    self._learn(delivery)
+                else:
+                    self._idle()
+                    self._known.set()
+        finally:
+            with suppress(PulsarTasksError):
+                reader.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Container, Mapping
 
@@ -10,14 +9,13 @@ import structlog
 
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
-from pulsartasks.brokers.base import Delivery, Reader
-from pulsartasks.errors import ClosedError, PulsarTasksError, UnreadableMessageError
+from pulsartasks.brokers.base import Delivery
+from pulsartasks.errors import UnreadableMessageError
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Execute, Middleware
 from pulsartasks.outcome import Outcome, Revoked
-from pulsartasks.retry import backoff
 from pulsartasks.revocation import KEPT, Notice
-from pulsartasks.topics import KEEPER
+from pulsartasks.worker.notices import Notices
 from pulsartasks.worker.run import first_published
 
 MOST = 500_000
@@ -76,27 +74,22 @@ class Revocations:
         self._known = known
         self._terminate = terminate
         self._kept = kept
-        self._lock = threading.Lock()
-        self._reader: Reader | None = None
-        self._closed = threading.Event()
+        self._notices = Notices(app, app.revocations, kept_for=kept, learn=self._note)
 
-    def load(self) -> None:
-        """Returns when all notices are known that there are; the first call reads them.
+    def start(self) -> None:
+        """Begin to read; returns at once."""
+        self._notices.start()
+
+    def wait_until_known(self) -> None:
+        """Returns when all notices are known that there are.
 
         Raises:
-            PulsarTasksError: they cannot be had; the next call tries again.
+            AuthenticationError, AuthorizationError: they must not be read.
         """
-        with self._lock:
-            if self._reader is None and not self._closed.is_set():
-                self._reader = self._read()
-                if self._closed.is_set():  # meanwhile, and it did not wait for this
-                    self._reader.close()
-                threading.Thread(target=self._follow, name="pulsartasks-revocations", daemon=True).start()
+        self._notices.wait_until_known()
 
     def expire(self) -> None:
         """Forget what nobody needs to know any more, here and on the topic."""
-        if self._reader is None:
-            return
         now = time.time()
         for task_id, (until, published) in list(self._known.items()):
             if until <= now:
@@ -104,55 +97,10 @@ class Revocations:
             elif until - published > self._kept * 1.1 and now - published > self._kept * RENEW:
                 # Of a call that is due after its notice's time. All workers do this, each unless it has read the copy.
                 self._app.publish(Notice(task_id, until).publication(self._app.revocations))
-        self._app.broker.trim(self._app.revocations, KEEPER, before=now - self._kept)
+        self._notices.trim()
 
     def close(self) -> None:
-        self._closed.set()
-        if self._reader is not None:
-            self._reader.close()
-
-    def _read(self) -> Reader:
-        """A reader behind all notices that there are."""
-        topic = self._app.revocations
-        self._app.declare(topic)
-        reader = self._app.broker.read(topic, since=0.0)  # what is older than a week was let go
-        try:
-            while (delivery := reader.receive(0)) is not None:
-                self._note(delivery)
-        except BaseException:
-            reader.close()
-            raise
-        return reader
-
-    def _follow(self) -> None:
-        tries = 0
-        while not self._closed.is_set():
-            try:
-                assert self._reader is not None  # `load` made it
-                delivery = self._reader.receive(1.0)
-            except ClosedError:
-                return
-            except PulsarTasksError as error:
-                _log.warning("revocations.unheard", error=str(error))
-                self._closed.wait(backoff(tries, factor=0.2, maximum=10.0))
-                tries += 1
-                self._read_again()
-                continue
-            tries = 0
-            if delivery is not None:
-                self._note(delivery)
-
-    def _read_again(self) -> None:
-        """Begin anew: a notice may have been missed, and it does no harm to hear of one twice."""
-        try:
-            reader = self._read()
-        except PulsarTasksError:
-            return  # the old one says so again
-        old, self._reader = self._reader, reader
-        if old is not None:
-            old.close()
-        if self._closed.is_set():  # meanwhile
-            reader.close()
+        self._notices.stop()
 
     def _note(self, delivery: Delivery) -> None:
         try:

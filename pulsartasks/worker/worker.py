@@ -98,6 +98,7 @@ class Worker:
         """
         self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
         self._executor.guard.start(sum(consumer.concurrency for consumer in self._consumers), journal_begun)
+        self._revocations.start()
         for consumer in self._consumers:
             consumer.start(failed or _log_failure, first=self._learn)
         threading.Thread(target=self._expire, name="pulsartasks-expiry", daemon=True).start()
@@ -112,13 +113,13 @@ class Worker:
             return True
         self._stopped.set()
         self._executor.guard.stop()
+        self._revocations.close()
         for consumer in self._consumers:
             consumer.stop()
         deadline = time.monotonic() + grace
         finished = all(consumer.join(deadline) for consumer in self._consumers)
         self._executor.stop()
         self._once.close()
-        self._revocations.close()
         for consumer in self._consumers:
             consumer.close()
         self._executor.guard.close(finished=finished)
@@ -130,7 +131,7 @@ class Worker:
     def _learn(self) -> None:
         """Before anything is consumed: what other workers have done that concerns it."""
         self._executor.guard.wait_until_known()
-        self._revocations.load()
+        self._revocations.wait_until_known()
         if self._once.wanted:
             self._once.catch_up()
 

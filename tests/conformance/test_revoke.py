@@ -320,7 +320,8 @@ def test_notices_are_let_go_in_time_but_for_those_of_calls_that_are_not_due_yet(
         app.publish(Notice(task_id, until).publication(app.revocations))
     assert broker.backlog(app.revocations, KEEPER) == 3
 
-    revocations.load()
+    revocations.start()
+    revocations.wait_until_known()
     assert set(known) == {"old", "far"}
     wait_until(lambda: time.time() > now + 1.0, "time stood still")
     revocations.expire()
@@ -343,7 +344,8 @@ def test_notice_of_a_call_lives_past_its_eta(app: PulsarTasks) -> None:
     call.revoke()
 
     revocations = Revocations(app, known, lambda _: None)
-    revocations.load()
+    revocations.start()
+    revocations.wait_until_known()
     revocations.close()
     until, _ = known[call.id]
     assert until > eta.timestamp()
