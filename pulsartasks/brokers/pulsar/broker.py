@@ -104,9 +104,6 @@ class PulsarBroker(Broker):
             "receiver_queue_size": self._queue_size(subscription),
             "initial_position": _POSITIONS[subscription.start],
             "negative_ack_redelivery_delay_ms": _RELEASED_FOR,
-            # What cannot be decrypted comes all the same, and is given back: kept from us by the client, it would for
-            # ever take up the room of others, and a queue full of it receives nothing more.
-            "crypto_failure_action": pulsar.ConsumerCryptoFailureAction.CONSUME,
         }
         deadline = time.monotonic() + _BUSY_FOR[subscription.mode]
         while True:

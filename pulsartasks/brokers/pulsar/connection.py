@@ -74,10 +74,11 @@ class Connection:
     def decryption(self) -> dict[str, Any]:
         """What a consumer or reader must be told to decrypt.
 
-        What it cannot decrypt it does not get: that stays unacknowledged, for whoever has the key.
+        What it cannot decrypt it gets as it is, and a consumer gives it back: kept from us by the client, it would
+        for ever take up the room of others, and a queue full of it receives nothing more.
         """
-        failing = {"crypto_failure_action": pulsar.ConsumerCryptoFailureAction.FAIL}
-        return {**failing, **self._key_reader()} if self.settings.encryption_private_key else {}
+        bearing = {"crypto_failure_action": pulsar.ConsumerCryptoFailureAction.CONSUME}
+        return {**bearing, **self._key_reader()} if self.settings.encryption_private_key else bearing
 
     @contextmanager
     def explaining(self, doing: str) -> Iterator[None]:
