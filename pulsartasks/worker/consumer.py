@@ -101,10 +101,10 @@ class ConsumerThreads(ABC):
         tries = 0
         while not self._stopping.is_set():
             try:
-                if self._first is not None:
-                    self._first()
                 for topic in self.subscription.topics:
                     self._app.declare(topic)
+                if self._first is not None:
+                    self._first()
                 self._consumer = self._app.broker.subscribe(self.subscription)
             except SubscriptionBusyError as error:
                 if not self._standing_by.is_set():

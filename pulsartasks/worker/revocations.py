@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 
 import structlog
 
@@ -80,6 +81,10 @@ class Revocations:
         self._reader: Reader | None = None
         self._closed = threading.Event()
 
+    def start(self) -> None:
+        """Begin to `load`, while others make their topics; what goes wrong is for those who call that to say."""
+        threading.Thread(target=self._load_early, name="pulsartasks-notices", daemon=True).start()
+
     def load(self) -> None:
         """Returns when all notices are known that there are; the first call reads them.
 
@@ -110,6 +115,10 @@ class Revocations:
         self._closed.set()
         if self._reader is not None:
             self._reader.close()
+
+    def _load_early(self) -> None:
+        with suppress(PulsarTasksError):
+            self.load()
 
     def _read(self) -> Reader:
         """A reader behind all notices that there are."""

@@ -88,6 +88,7 @@ class Worker:
         `failed` is told, from another thread, of what makes consuming impossible, e.g. a missing permission.
         """
         self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
+        self._revocations.start()
         for consumer in self._consumers:
             consumer.start(failed or _log_failure, first=self._revocations.load)
         threading.Thread(target=self._expire, name="pulsartasks-expiry", daemon=True).start()

@@ -332,13 +332,14 @@ def test_notices_are_let_go_in_time_but_for_those_of_calls_that_are_not_due_yet(
     assert broker.backlog(app.revocations, KEEPER) == 3
 
     revocations.load()
-    assert set(known) == {"old", "far"}
-    wait_until(lambda: time.time() > now + 1.0, "time stood still")
+    assert set(known) - {"old"} == {"far"}
+    published = time.time()
+    wait_until(lambda: time.time() > published + 0.6, "time stood still")
     revocations.expire()
 
     assert set(known) == {"far"}
     wait_until(lambda: broker.backlog(app.revocations, KEEPER) == 1, "the old notices were not let go")
-    wait_until(lambda: known["far"][1] >= now + 0.5, "the copy was not heard of")
+    wait_until(lambda: known["far"][1] >= published, "the copy was not heard of")
     revocations.close()
 
 
