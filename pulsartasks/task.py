@@ -146,7 +146,7 @@ class Task(Generic[P, R]):
         if due is not None:
             properties[ETA] = milliseconds(due)
         if expiry is not None:
-            properties[EXPIRES] = milliseconds(expiry)
+            properties[EXPIRES] = str(int(expiry * 1000))
         return Publication(
             topic=self.topics.calls if due is None else self.topics.delayed,
             value=self.codec.encode(args, kwargs),

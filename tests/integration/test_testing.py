@@ -136,7 +136,7 @@ def test_revoked_and_expired_calls_are_settled_in_a_test_too() -> None:
         seen.append(text)
 
     with app.testing() as session:
-        revoked = note.using(countdown=0.2).delay("revoked")
+        revoked = note.using(countdown=0.5).delay("revoked")
         revoked.revoke()
         expired = note.using(expires=0).delay("expired")
         note.delay("noted")
