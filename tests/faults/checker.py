@@ -153,7 +153,7 @@ class Verdict:
         complaints = [f"{len(n)} {what}: {', '.join(map(str, n[:10]))}" for what, n in found.items() if n]
         if self.tasks < self.expected:
             complaints.append(f"only {self.tasks} of {self.expected} tasks were confirmed")
-        if len(self.held) > (0 if self.exact else self.faults):
+        if len(self.held) > (0 if self.exact else 3 * self.faults):
             complaints.append(f"{len(self.held)} delayed ones run twice without a reason: {self.held[:10]}")
         if self.dead:
             complaints.append(f"{self.dead} dead letters")
