@@ -187,8 +187,8 @@ def test_second_run_of_what_the_broker_held_is_counted_apart_and_is_the_fault_of
     assert len(verdict.complaints) == complaints
 
 
-def test_more_of_those_than_faults_are_too_many() -> None:
-    story = Story(DELAYED, RETRIED).killed(3, 1.9).ran(DELAYED, 5, 6).ran(DELAYED, 5, 6, pid=2)
+def test_any_of_those_without_a_fault_are_too_many() -> None:
+    story = Story(DELAYED, RETRIED).ran(DELAYED, 5, 6).ran(DELAYED, 5, 6, pid=2)
     story.ran(RETRIED, 1, 2, done=False).ran(RETRIED, 3, 4, attempt=2).ran(RETRIED, 3, 4, attempt=2, pid=2)
 
     complaints = story.verdict(exact=False).complaints
@@ -260,6 +260,28 @@ def test_crash_in_a_retry_in_place_has_all_attempts_made_anew() -> None:
 
     assert verdict.complaints == []
     assert (verdict.duplicates, verdict.in_flight) == (2, 3)
+
+
+def test_attempt_in_place_may_be_numbered_on_after_a_kill() -> None:
+    story = Story(RETRIED_IN_PLACE).ran(RETRIED_IN_PLACE, 1, 1.1, done=False).killed(1, 1.2)
+    story.ran(RETRIED_IN_PLACE, 1.25, 1.3, pid=2, done=False).ran(RETRIED_IN_PLACE, 1.7, 1.8, pid=2, attempt=3)
+
+    assert story.verdict().complaints == []
+
+
+def test_retry_in_place_before_its_delay_is_early() -> None:
+    story = Story(RETRIED_IN_PLACE).ran(RETRIED_IN_PLACE, 1, 1.1, done=False)
+    story.ran(RETRIED_IN_PLACE, 1.3, 1.4, attempt=2)
+
+    assert story.verdict().early == [RETRIED_IN_PLACE]
+
+
+def test_third_run_of_a_retry_in_place_without_a_fault_is_unexplained() -> None:
+    story = Story(RETRIED_IN_PLACE).ran(RETRIED_IN_PLACE, 1, 1.1, done=False)
+    for began in (2.0, 3.0):
+        story.ran(RETRIED_IN_PLACE, began, began + 0.1, attempt=2)
+
+    assert story.verdict().unexplained == [RETRIED_IN_PLACE]
 
 
 def test_stop_in_order_explains_only_what_waited_in_its_place() -> None:
