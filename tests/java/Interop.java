@@ -21,6 +21,7 @@ import org.apache.pulsar.client.api.Schema;
 import org.apache.pulsar.client.api.SubscriptionInitialPosition;
 import org.apache.pulsar.client.api.SubscriptionType;
 import org.apache.pulsar.client.api.TypedMessageBuilder;
+import org.apache.pulsar.client.api.schema.SchemaDefinition;
 
 /**
  * A Java service that knows nothing but Pulsar's own client, and does what standard input says until that ends.
@@ -30,8 +31,12 @@ import org.apache.pulsar.client.api.TypedMessageBuilder;
 public final class Interop {
     /** The payload of an event as a Java program has it. */
     public static class Order {
-        public int number;
+        public long number;
         public String customer;
+
+        /** The topic's own: Python's int is a long, and nothing is null that is not so there. */
+        static final Schema<Order> SCHEMA = Schema.JSON(
+                SchemaDefinition.<Order>builder().withPojo(Order.class).withAlwaysAllowNull(false).build());
     }
 
     private final PulsarClient client;
@@ -120,7 +125,7 @@ public final class Interop {
     /** Sends an order for each customer, numbered from 1, as Java does it by default: with a schema, in batches. */
     private List<String> publishOrders(String topic, List<String> customers) throws Exception {
         List<CompletableFuture<MessageId>> sent = new ArrayList<>();
-        try (Producer<Order> producer = client.newProducer(Schema.JSON(Order.class))
+        try (Producer<Order> producer = client.newProducer(Order.SCHEMA)
                 .topic(topic)
                 .batchingMaxPublishDelay(1, TimeUnit.SECONDS)
                 .create()) {
@@ -138,7 +143,7 @@ public final class Interop {
     /** The customers of so many orders, each acknowledged, by a consumer that knows their type. */
     private List<String> readOrders(String topic, String subscription, int count) throws Exception {
         List<String> customers = new ArrayList<>();
-        try (Consumer<Order> consumer = client.newConsumer(Schema.JSON(Order.class))
+        try (Consumer<Order> consumer = client.newConsumer(Order.SCHEMA)
                 .topic(topic)
                 .subscriptionName(subscription)
                 .subscriptionType(SubscriptionType.Shared)
