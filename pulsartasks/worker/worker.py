@@ -112,10 +112,10 @@ class Worker:
         if self._stopped.is_set():
             return True
         self._stopped.set()
-        self._executor.guard.stop()
-        self._revocations.close()
         for consumer in self._consumers:
             consumer.stop()
+        self._executor.guard.stop()
+        self._revocations.close()
         deadline = time.monotonic() + grace
         finished = all(consumer.join(deadline) for consumer in self._consumers)
         self._executor.stop()

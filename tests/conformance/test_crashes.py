@@ -118,6 +118,7 @@ def test_attempts_in_place_go_on_counting_after_a_crash(
     record.wait_for(2)
 
     worker.kill()
+    worker.wait_for_end_of_children()  # until then nobody can know
     start_worker(acting, topics=["key_shared"])
 
     runs = record.wait_for_labels("a/1")
