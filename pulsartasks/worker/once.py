@@ -171,11 +171,8 @@ class Once:
 
 
 def once_key(request: Request) -> Key:
-    """What all copies of a message have in common: the task's id, or for an event the id of its first message."""
-    headers = request.headers
-    copied = headers.get(message.REAL_SUBSCRIPTION) == request.subscription and message.TASK_ID not in headers
-    origin = headers.get(message.ORIGIN_MESSAGE_ID) if copied else None
-    return request.subscription, request.task, origin or request.id
+    """What all copies of a message have in common: the executor gives them one id, the call's or the first one's."""
+    return request.subscription, request.task, request.id
 
 
 class _Recent:
