@@ -13,6 +13,7 @@ from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery, Reader
 from pulsartasks.errors import AuthenticationError, AuthorizationError, ClosedError, PulsarTasksError
 from pulsartasks.message import Publication
+from pulsartasks.results.base import text_of
 from pulsartasks.retry import backoff
 from pulsartasks.topics import KEEPER
 
@@ -100,14 +101,16 @@ class Notices:
                 if not self._stopping.is_set():
                     self._declare()
                     self._read(self._app.broker.read(self.topic, since=0.0))  # what is older was let go
-            except PulsarTasksError as error:
-                if self._stopping.is_set() or isinstance(error, ClosedError):
+            except ClosedError:
+                return
+            except Exception as error:  # noqa: BLE001 - without this thread a worker would wait for ever, in silence
+                if self._stopping.is_set():
                     return
                 if isinstance(error, AuthenticationError | AuthorizationError) and not self._known.is_set():
                     self._refusal = error
                     self._known.set()
                     return
-                _log.warning("notices.unread", topic=self.topic, error=str(error))
+                _log.warning("notices.unread", topic=self.topic, error=text_of(error))
                 self._stopping.wait(backoff(tries, factor=0.2, maximum=10.0))
                 tries += 1
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.guarantee(4)
 SMALL = 5_000
 """Messages of each of two waves."""
 GROWTH = 60_000
-"""KiB by which a worker may be larger after the second wave: what the first one needed it has already."""
+"""KiB by which a worker may be larger after two waves: its indexes and memories, but no message."""
 
 
 @dataclass
@@ -71,6 +71,8 @@ def worker(siege: Siege) -> Iterator[WorkerProcess]:
     """A worker process of that app."""
     app = siege.app
     env = {"PULSARTASKS_BROKER": siege.broker.url, hostile.APP: app.name, hostile.RAN: str(siege.ran_file)}
+    # Else glibc keeps up to 64 MiB for each thread of what large messages took, and nobody sees what the worker keeps.
+    env["MALLOC_MMAP_THRESHOLD_"] = "131072"
     worker = WorkerProcess("-c", "4", env=env, app="tests.conformance.hostile:app")
     yield worker
     worker.clean_up()
@@ -90,12 +92,11 @@ def test_ten_thousand_hostile_messages_are_all_settled_and_the_worker_neither_st
     app.broker.declare(app.qualify(hostile.VICTIM), ["victim"])
     waves = [[*hostile.messages(app, seed, SMALL), *hostile.big_messages(app, seed)] for seed in (1, 2)]
     worker.wait_until_ready()
+    before = size(worker)
 
-    sizes = []
     for wave in waves:
         siege.send(wave)
         siege.wait_until_settled()
-        sizes.append(size(worker))
 
     sent = Counter(publication.properties[hostile.NUMBER] for wave in waves for publication in wave)
     ran = siege.ran()
@@ -108,7 +109,7 @@ def test_ten_thousand_hostile_messages_are_all_settled_and_the_worker_neither_st
     assert app.tasks["spread"].delay("still there").get(timeout=30) == "still there"
     assert len(worker.children()) == 1
     assert not worker.logged("consumer.failed")
-    assert sizes[1] - sizes[0] < GROWTH
+    wait_until(lambda: size(worker) < before + GROWTH, "the worker grew")
 
 
 def test_hostile_dead_letters_can_be_listed_and_sent_again(siege: Siege, start_worker: Workers) -> None:

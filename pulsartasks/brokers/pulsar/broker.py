@@ -193,10 +193,11 @@ class PulsarBroker(Broker):
 
     def _subscribe(self, topics: Sequence[str], subscription: str, **options: Any) -> Any:
         distinct = list(dict.fromkeys(topics))
-        with self._connection.explaining(f"subscribe {subscription} to {', '.join(distinct)}"):
-            return self._consuming().subscribe(
-                distinct[0] if len(distinct) == 1 else distinct, subscription, **options, **self._connection.decryption
-            )
+        which = distinct[0] if len(distinct) == 1 else distinct
+        return self._connection.ask(
+            f"subscribe {subscription} to {', '.join(distinct)}",
+            lambda client: client.subscribe(which, subscription, **options, **self._connection.decryption),
+        )
 
     def _queue_size(self, subscription: Subscription) -> int:
         """Each topic and partition has a queue of its own; a topic's partitions together hold what was asked for.
@@ -210,11 +211,7 @@ class PulsarBroker(Broker):
 
     def _partitions(self, topic: str) -> list[str]:
         """The names of the topic's partitions; its own alone if it has none."""
-        with self._connection.explaining(f"look up {topic}"):
-            return list(self._consuming().get_topic_partitions(topic))
-
-    def _consuming(self) -> Any:
-        return self._connection.consuming()
+        return list(self._connection.ask(f"look up {topic}", lambda client: client.get_topic_partitions(topic)))
 
     def _remember(self, opened: _Opened) -> _Opened:
         with self._lock:

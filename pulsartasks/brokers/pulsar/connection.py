@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import pulsar
 
@@ -26,8 +26,17 @@ from pulsartasks.errors import (
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing one thing may take; a broker that does not answer is left to find out by itself."""
 
+MOVES_FOR = 10.0
+"""Seconds for which a topic may be on the move before that is an error."""
+_PAUSE = 0.1
+_MOVING = (pulsar.BrokerMetadataError, pulsar.BrokerPersistenceError, pulsar.ServiceUnitNotReady)
+"""What the broker answers while somebody else makes, moves or loads the topic. The client tries some of it again by
+itself, but not in a look-up."""
+
 LISTEN_EVERY = 10.0
 """Seconds between two looks for why a connection was lost."""
+
+_Result = TypeVar("_Result")
 
 
 class Connection:
@@ -94,6 +103,21 @@ class Connection:
             if trouble is None:
                 raise
             raise type(trouble)(f"could not {doing}: {trouble}") from error.__cause__
+
+    def ask(self, doing: str, question: Callable[[Any], _Result]) -> _Result:
+        """What `question` gets from the client that consumes; asked again while the topic is on the move.
+
+        Its errors are `explaining`.
+        """
+        deadline = time.monotonic() + MOVES_FOR
+        while True:
+            with self.explaining(doing):
+                try:
+                    return question(self.consuming())
+                except _MOVING:
+                    if time.monotonic() > deadline:
+                        raise
+            time.sleep(_PAUSE)
 
     def lost(self) -> None:
         """Told of a lost connection, now and then asks whether it is our credentials that the broker refuses now.

@@ -99,8 +99,9 @@ class PulsarReader(Reader):
         topic: str,
         since: float | None,
     ) -> None:
-        with connection.explaining(f"read {topic}"):
-            reader, self._already_read = open_reader(connection.consuming(), topic, since, **connection.decryption)
+        reader, self._already_read = connection.ask(
+            f"read {topic}", lambda client: open_reader(client, topic, since, **connection.decryption)
+        )
         self._connection = connection
         self._reader = connection.keep(reader)
         self._on_close = on_close

@@ -49,13 +49,14 @@ def babblebox(
         running.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def playwright_session() -> Iterator[Playwright]:
+    # No longer than these tests run: meanwhile an event loop counts as running in this thread, and no other may.
     with sync_playwright() as playwright:
         yield playwright
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def make_browser(playwright_session: Playwright, chromium: Path) -> Iterator[MakeBrowser]:
     """Starts a Chromium with more arguments."""
     with ExitStack() as stack:
@@ -81,7 +82,7 @@ def spoken(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(make_browser: MakeBrowser, spoken: Path) -> Browser:
     """A browser whose microphone hears the clip once each time it is opened."""
     return make_browser(FAKE_DEVICE, YES_TO_MICROPHONE, f"--use-file-for-fake-audio-capture={spoken}%noloop")
