@@ -21,8 +21,8 @@ import structlog
 from pulsartasks.app import PulsarTasks
 from pulsartasks.errors import AuthenticationError, AuthorizationError, ConfigurationError
 from pulsartasks.middleware.base import Middleware
-from pulsartasks.middleware.metrics import METRICS_FOLDER, Metrics
 from pulsartasks.worker.logs import configure_logging
+from pulsartasks.worker.metrics import METRICS_FOLDER, Metrics
 from pulsartasks.worker.worker import Worker
 
 CANNOT_START = 78

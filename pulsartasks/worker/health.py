@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pulsartasks.errors import ConfigurationError
-from pulsartasks.middleware.metrics import METRICS_FOLDER, collect
+from pulsartasks.worker.metrics import METRICS_FOLDER, collect
 
 Answer = tuple[HTTPStatus, str, bytes]
 _TEXT = "text/plain; charset=utf-8"

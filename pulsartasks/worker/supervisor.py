@@ -22,10 +22,10 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from pulsartasks.middleware.metrics import METRICS_FOLDER, process_ended
 from pulsartasks.retry import backoff
 from pulsartasks.worker.child import CANNOT_START, ChildOptions, Report
 from pulsartasks.worker.journal import JournalView
+from pulsartasks.worker.metrics import METRICS_FOLDER, process_ended
 
 STABLE_AFTER = 30.0
 """Seconds after which a child counts as having started well, so its next death is replaced at once."""

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from pulsartasks.message import Request
-from pulsartasks.middleware.metrics import Metrics, collect, process_ended
 from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.worker.metrics import Metrics, collect, process_ended
 
 
 class Told(CollectorRegistry):

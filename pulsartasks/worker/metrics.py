@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -25,9 +25,6 @@ import msgspec
 from pulsartasks.message import Request
 from pulsartasks.middleware.base import Execute, Middleware
 from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
-
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names the folder; prometheus_client's, so that a task's own metrics are there as well."""
@@ -102,7 +99,7 @@ def process_ended(pid: int, folder: Path) -> None:
         path.rename(path.with_suffix(_ENDED))
 
 
-def collect(folder: Path) -> Iterator[Metric]:
+def collect(folder: Path) -> Iterator[Any]:
     """What the files in `folder` come to, as prometheus_client's registries take it."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
