@@ -31,8 +31,7 @@ class Gate:
         while self._closed:
             self._leave(thread)
             with self._changed:
-                while self._closed:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: not self._closed)
             self._inside.add(thread)
 
     def leave(self) -> None:
