@@ -24,6 +24,7 @@ from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, wrap_publish
 from pulsartasks.options import TaskKeywords, TaskOptions
+from pulsartasks.publishing import Publishing
 from pulsartasks.results.base import ResultStore
 from pulsartasks.revocation import Notice
 from pulsartasks.serializers import type_hints
@@ -92,6 +93,7 @@ class PulsarTasks:
         self._resources: dict[type, Callable[[], Iterator[Any]]] = {}
         self._lock = threading.RLock()
         self._connection: _Connection | None = None
+        self.publishing = Publishing(self.publish_many)
 
     # Definition
 

@@ -1,0 +1,139 @@
+"""Calls in a block of `app.publishing()` leave together, confirmed or named."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from pulsartasks import AsyncResult, MessageTooLargeError, PulsarTasks, PulsarTasksError, Task, UnconfirmedError
+from pulsartasks.message import Publication
+from pulsartasks.middleware.base import Middleware, Publish
+from tests.conformance.conftest import BrokerUnderTest, Workers
+
+
+class Counter(Middleware):
+    """Knows how many were sent together each time."""
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+
+    def publish(self, publications: Sequence[Publication], call_next: Publish) -> list[str | PulsarTasksError]:
+        self.sent.append(len(publications))
+        return call_next(publications)
+
+
+@pytest.fixture
+def counter() -> Counter:
+    return Counter()
+
+
+@pytest.fixture
+def app(broker: BrokerUnderTest, name: str, counter: Counter) -> Iterator[PulsarTasks]:
+    app = PulsarTasks(name, broker.url, middleware=[counter])
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def echo(app: PulsarTasks) -> Task[[str], str]:
+    @app.task
+    def echo(text: str) -> str:
+        return text
+
+    return echo
+
+
+def test_calls_and_events_of_a_block_leave_together_at_its_end(
+    broker: BrokerUnderTest, app: PulsarTasks, counter: Counter, echo: Task[[str], str], start_worker: Workers
+) -> None:
+    said = app.topic("said", schema=str, subscriptions=("ears",))
+    start_worker(app)
+
+    with app.publishing():
+        calls = [echo.delay("one"), echo.using(countdown=0.1).delay("two")]
+        assert said.publish("three") == ""
+        assert counter.sent == []
+
+    assert counter.sent == [3]
+    assert [call.get(timeout=30) for call in calls] == ["one", "two"]
+    assert broker.backlog(said.full_name, "ears") == 1
+
+
+def test_block_in_a_block_joins_it(app: PulsarTasks, counter: Counter, echo: Task[[str], str]) -> None:
+    with app.publishing():
+        with app.publishing():
+            echo.delay("inner")
+        echo.delay("outer")
+        assert counter.sent == []
+
+    assert counter.sent == [2]
+
+
+def test_block_that_ends_with_an_exception_sends_nothing(
+    app: PulsarTasks, counter: Counter, echo: Task[[str], str]
+) -> None:
+    calls: list[AsyncResult[str]] = []
+
+    def request() -> None:
+        with app.publishing():
+            calls.append(echo.delay("never"))
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        request()
+
+    assert counter.sent == []
+    with pytest.raises(PulsarTasksError, match="never sent"):
+        calls[0].get(timeout=30)
+
+
+def test_result_of_a_call_that_has_not_left_yet_is_not_waited_for(app: PulsarTasks, echo: Task[[str], str]) -> None:
+    with app.publishing():
+        call = echo.delay("later")
+        with pytest.raises(PulsarTasksError, match="when the block"):
+            call.get()
+
+
+@pytest.mark.guarantee(14)
+def test_what_was_not_confirmed_is_named_and_the_others_stay_sent(
+    broker: BrokerUnderTest, app: PulsarTasks, echo: Task[[str], str]
+) -> None:
+    calls: list[AsyncResult[str]] = []
+
+    def request() -> None:
+        with app.publishing():
+            calls.extend(echo.delay(text) for text in ("small", "x" * 6_000_000, "small too"))
+
+    with pytest.raises(UnconfirmedError, match="1 of 3") as caught:
+        request()
+
+    [(name, error)] = caught.value.failures.items()
+    assert name == f"echo[{calls[1].id}]"
+    assert isinstance(error, MessageTooLargeError)
+    assert broker.backlog(echo.topics.work, echo.subscription) == 2
+
+
+def test_other_threads_and_tasks_that_outlive_the_block_send_by_themselves(
+    app: PulsarTasks, counter: Counter, echo: Task[[str], str]
+) -> None:
+    async def outlive(ended: asyncio.Event) -> None:
+        await ended.wait()
+        echo.delay("on my own")
+
+    async def request() -> None:
+        ended = asyncio.Event()
+        with app.publishing():
+            echo.delay("with the block")
+            other = threading.Thread(target=echo.delay, args=["other thread"])
+            other.start()
+            other.join()
+            outliving = asyncio.create_task(outlive(ended))
+        ended.set()
+        await outliving
+
+    asyncio.run(request())
+
+    assert counter.sent == [1, 1, 1]
