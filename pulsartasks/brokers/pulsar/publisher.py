@@ -23,8 +23,9 @@ import pulsar
 from pulsartasks.brokers.base import not_data, refusal
 from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
 from pulsartasks.brokers.pulsar.consumer import message_id_text
+from pulsartasks.brokers.pulsar.deadlines import Deadlines
 from pulsartasks.brokers.pulsar.diagnosis import WrongSettingError
-from pulsartasks.brokers.pulsar.errors import from_result
+from pulsartasks.brokers.pulsar.errors import from_result, to_error
 from pulsartasks.brokers.pulsar.schema import JsonBytes, explained
 from pulsartasks.errors import (
     BrokerError,
@@ -56,6 +57,7 @@ class Publisher:
         self._max_producers = max_producers
         self._lock = threading.Lock()
         self._outlets: OrderedDict[_Route, _Outlet] = OrderedDict()
+        self._deadlines = Deadlines(self._discard)
         self.schemas: dict[str, Schema] = {}
         """What the producers of some topics register."""
 
@@ -63,6 +65,8 @@ class Publisher:
         """As `Broker.publish_many`."""
         self._connection.check()
         call = _Call(publications, timeout)
+        if len(publications) == 1:
+            self._send_alone(call)
         while waiting := call.waiting():
             outlets = [self._enter(route) for route in waiting]
             try:
@@ -85,6 +89,22 @@ class Publisher:
         with self._lock:
             outlets, self._outlets = list(self._outlets.values()), OrderedDict()
         run_within(CLOSE_TIMEOUT, partial(_close_all, outlets, self._connection))
+
+    def _send_alone(self, call: _Call) -> None:
+        """Send a single message by the client's blocking call, if the producer is open and stays so.
+
+        A callback would take the GIL on a thread of the client, which costs as much as all the rest of a call.
+        """
+        for route in call.waiting():
+            outlet = self._enter(route)
+            try:
+                if outlet.opening.done() and outlet.failure is None:
+                    with self._deadlines.watch(outlet, call.deadline):
+                        answered = call.send_alone(outlet)
+                    if not answered:
+                        self._discard(outlet)
+            finally:
+                self._leave([outlet])
 
     def _attempt(self, call: _Call, outlets: Sequence[_Outlet], waiting: dict[_Route, list[int]]) -> None:
         """Send what is `waiting`, and wait until it is answered or the call's time is up."""
@@ -207,7 +227,7 @@ class _Call:
     def __init__(self, publications: Sequence[Publication], timeout: float) -> None:
         self._publications = publications
         self._timeout = timeout
-        self._deadline = time.monotonic() + timeout
+        self.deadline = time.monotonic() + timeout
         self._changed = threading.Condition()
         self._outcomes: list[str | PulsarTasksError | None] = [refusal(publication) for publication in publications]
         self._on_the_way: dict[int, _Outlet] = {}
@@ -216,7 +236,7 @@ class _Call:
         self._broken: set[_Outlet] = set()
 
     def remaining(self) -> float:
-        return max(self._deadline - time.monotonic(), 0.0)
+        return max(self.deadline - time.monotonic(), 0.0)
 
     def waiting(self) -> dict[_Route, list[int]]:
         """What has no outcome yet, per topic and producer's name, and in order."""
@@ -230,6 +250,24 @@ class _Call:
     def outcomes(self) -> list[str | PulsarTasksError]:
         return [outcome for outcome in self._outcomes if outcome is not None]
 
+    def send_alone(self, outlet: _Outlet) -> bool:
+        """Send the only message and take the answer; False if the producer was closed before there was one."""
+        [publication] = self._publications
+        self._sent.add(0)
+        try:
+            message_id = outlet.opening.result().send(publication.value, **_send_options(publication))
+        except pulsar.AlreadyClosed:
+            return False
+        except (TypeError, ValueError, OverflowError) as error:  # from the binding
+            self._outcomes[0] = not_data(error)
+        except pulsar.Interrupted:  # see errors.translated
+            raise KeyboardInterrupt from None
+        except pulsar.PulsarException as error:
+            self._outcomes[0] = to_error(type(error).__name__, f"publish to {outlet.topic}")
+        else:
+            self._outcomes[0] = message_id_text(message_id)
+        return True
+
     def send(self, indices: Sequence[int], outlet: _Outlet) -> None:
         """Send these messages in order, unless the time is up before."""
         send_async = outlet.opening.result().send_async
@@ -240,14 +278,7 @@ class _Call:
             self._sent.add(index)
             self._on_the_way[index] = outlet
             try:
-                send_async(
-                    publication.value,
-                    partial(self._answered, index, outlet),
-                    properties=dict(publication.properties),
-                    partition_key=publication.key,
-                    sequence_id=publication.sequence,
-                    deliver_at=_milliseconds(publication.deliver_at),
-                )
+                send_async(publication.value, partial(self._answered, index, outlet), **_send_options(publication))
             except (TypeError, ValueError, OverflowError) as error:  # from the binding
                 del self._on_the_way[index]
                 self._outcomes[index] = not_data(error)
@@ -311,6 +342,16 @@ class _Call:
 
 def _in_background(function: Callable[[], None]) -> None:
     threading.Thread(target=function, name="pulsartasks-producer", daemon=True).start()
+
+
+def _send_options(publication: Publication) -> dict[str, Any]:
+    """What the client is told of a message beside its value."""
+    return {
+        "properties": dict(publication.properties),
+        "partition_key": publication.key,
+        "sequence_id": publication.sequence,
+        "deliver_at": _milliseconds(publication.deliver_at),
+    }
 
 
 def _milliseconds(instant: float | None) -> int | None:
