@@ -8,6 +8,7 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
@@ -37,6 +38,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 DEFAULT_BROKER = "local://"
+ASYNC_THREADS = 64
+"""Calls from asyncio that are on their way at once; started as they are needed, and next to idle while they wait."""
 _MODULES = {"pulsar+ssl": "pulsar", "memory": "local"}
 
 
@@ -93,7 +96,7 @@ class PulsarTasks:
         self._resources: dict[type, Callable[[], Iterator[Any]]] = {}
         self._lock = threading.RLock()
         self._connection: _Connection | None = None
-        self.publishing = Publishing(self.publish_many)
+        self.publishing = Publishing(self.publish_many, lambda: self._connect().threads)
 
     # Definition
 
@@ -356,6 +359,7 @@ class _Connection:
         self.results: ResultStore = plugins.load("results", "topic").TopicResults(
             self.broker, topic=app.qualify(f"{app.name}.results"), expires=app.result_expires, claims=app.claims
         )
+        self.threads = ThreadPoolExecutor(ASYNC_THREADS, "pulsartasks-async")
         self._inherited = inherited
         atexit.register(self.close)
 
@@ -363,6 +367,7 @@ class _Connection:
         atexit.unregister(self.close)
         if self.pid != os.getpid():
             return  # at the end of a forked child: what it inherited is its parent's
+        self.threads.shutdown(wait=False)
         self.results.close()
         self.broker.close()
 

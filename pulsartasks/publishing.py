@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Sequence
-from contextvars import ContextVar, Token
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from contextvars import ContextVar, Token, copy_context
+from typing import TypeVar
+
+from typing_extensions import ParamSpec
 
 from pulsartasks.errors import PulsarTasksError, UnconfirmedError
 from pulsartasks.message import TASK, TASK_ID, Publication
 from pulsartasks.topics import short_name
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 PublishMany = Callable[[Sequence[Publication]], list[str | PulsarTasksError]]
+Aside = Callable[[PublishMany, Sequence[Publication]], Awaitable[list[str | PulsarTasksError]]]
 
 
 class Block:
@@ -39,8 +48,9 @@ class Block:
 class Publishing:
     """What an app's calls and events are sent by; ``with app.publishing():`` sends those of a block together."""
 
-    def __init__(self, publish_many: PublishMany) -> None:
+    def __init__(self, publish_many: PublishMany, threads: Callable[[], Executor]) -> None:
         self._publish_many = publish_many
+        self._threads = threads
         self._block: ContextVar[Block | None] = ContextVar("block", default=None)
 
     def __call__(self) -> Together:
@@ -53,7 +63,17 @@ class Publishing:
         Raises:
             UnconfirmedError: when the block ends: some of it was not confirmed; the others stay sent.
         """
-        return Together(self._block, self._publish_many)
+        return Together(self._block, self._publish_many, self.aside)
+
+    async def aside(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """What `function` gives, called on another thread, in the block that is open here; asyncio's loop goes on.
+
+        Whoever is cancelled meanwhile does not know whether it was called: it goes on by itself if it had begun.
+        """
+        context = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads(), lambda: context.run(function, *args, **kwargs)
+        )
 
     @property
     def block(self) -> Block | None:
@@ -75,9 +95,10 @@ class Publishing:
 class Together:
     """One use of `Publishing`, as a context manager."""
 
-    def __init__(self, variable: ContextVar[Block | None], publish_many: PublishMany) -> None:
+    def __init__(self, variable: ContextVar[Block | None], publish_many: PublishMany, aside: Aside) -> None:
         self._variable = variable
         self._publish_many = publish_many
+        self._aside = aside
         self._token: Token[Block | None] | None = None
 
     def __enter__(self) -> None:
@@ -86,14 +107,26 @@ class Together:
             self._token = self._variable.set(Block())
 
     def __exit__(self, kind: object, *_: object) -> None:
+        if collected := self._end(kind):
+            _raise_for(collected, self._publish_many(collected))
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if collected := self._end(kind):
+            _raise_for(collected, await self._aside(self._publish_many, collected))
+
+    def _end(self, kind: object) -> Sequence[Publication]:
+        """What is to be sent."""
         block = self._variable.get()
         if self._token is None or block is None:
-            return  # it joined the outer one, which sends
+            return ()  # it joined the outer one, which sends
         self._variable.reset(self._token)
-        if kind is not None:
-            block.end("it was never sent: its block of app.publishing() ended with an exception")
-        elif collected := block.end(""):
-            _raise_for(collected, self._publish_many(collected))
+        if kind is None:
+            return block.end("")
+        block.end("it was never sent: its block of app.publishing() ended with an exception")
+        return ()
 
 
 def _raise_for(publications: Sequence[Publication], outcomes: Sequence[str | PulsarTasksError]) -> None:

@@ -122,6 +122,10 @@ class Task(Generic[P, R]):
         """
         return self._send(tuple(args), kwargs or {}, self.call_options.changed(options))
 
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """`delay` from asyncio, whose loop goes on. Whoever is cancelled does not know whether it was sent."""
+        return await self._host.publishing.aside(self._send, args, kwargs, self.call_options)
+
     def using(self, **options: Unpack[CallKeywords]) -> Task[P, R]:
         """The same task whose calls have these options (see `CallOptions`); still typed.
 

@@ -8,10 +8,19 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from pulsartasks import AsyncResult, MessageTooLargeError, PulsarTasks, PulsarTasksError, Task, UnconfirmedError
+from pulsartasks import (
+    AsyncResult,
+    InvalidArgumentsError,
+    MessageTooLargeError,
+    PulsarTasks,
+    PulsarTasksError,
+    Task,
+    UnconfirmedError,
+)
 from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, Publish
 from tests.conformance.conftest import BrokerUnderTest, Workers
+from tests.services import wait_until
 
 
 class Counter(Middleware):
@@ -137,3 +146,56 @@ def test_other_threads_and_tasks_that_outlive_the_block_send_by_themselves(
     asyncio.run(request())
 
     assert counter.sent == [1, 1, 1]
+
+
+def test_calls_from_asyncio_are_sent_beside_each_other_and_the_loop_goes_on(
+    app: PulsarTasks, echo: Task[[str], str], start_worker: Workers
+) -> None:
+    start_worker(app)
+    texts = [str(number) for number in range(100)]
+
+    async def request() -> list[AsyncResult[str]]:
+        return await asyncio.gather(*(echo.adelay(text) for text in texts))
+
+    calls = asyncio.run(request())
+
+    assert [call.get(timeout=30) for call in calls] == texts
+
+
+def test_calls_from_asyncio_in_a_block_leave_with_it(
+    app: PulsarTasks, counter: Counter, echo: Task[[str], str], start_worker: Workers
+) -> None:
+    async def request() -> list[AsyncResult[str]]:
+        async with app.publishing():
+            calls = await asyncio.gather(echo.adelay("one"), echo.adelay("two"))
+            assert counter.sent == []
+        return list(calls)
+
+    calls = asyncio.run(request())
+
+    assert counter.sent == [2]
+    start_worker(app)
+    assert {call.get(timeout=30) for call in calls} == {"one", "two"}
+
+
+def test_wrong_call_from_asyncio_is_refused(app: PulsarTasks, counter: Counter, echo: Task[[str], str]) -> None:
+    with pytest.raises(InvalidArgumentsError):
+        asyncio.run(echo.adelay(7))  # type: ignore[arg-type]
+
+    assert counter.sent == []
+
+
+def test_cancelled_call_neither_stops_others_nor_the_end_of_the_loop(
+    broker: BrokerUnderTest, app: PulsarTasks, echo: Task[[str], str]
+) -> None:
+    async def request() -> None:
+        given_up = [asyncio.create_task(echo.adelay("given up")) for _ in range(5)]
+        await asyncio.sleep(0)
+        for call in given_up:
+            call.cancel()
+        await echo.adelay("wanted")
+
+    asyncio.run(request())
+    asyncio.run(echo.adelay("the next loop"))
+
+    wait_until(lambda: 2 <= broker.backlog(echo.topics.work, echo.subscription) <= 7, "the calls were not sent")

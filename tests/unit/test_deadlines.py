@@ -43,12 +43,9 @@ def test_what_ended_in_time_is_not_told_of() -> None:
 def test_thread_ends_when_nothing_is_under_way_and_another_one_comes_when_needed() -> None:
     overdue: list[str] = []
     deadlines = Deadlines(overdue.append)
+    before = set(threading.enumerate())
 
     for name in ("first", "second"):
         with deadlines.watch(name, time.monotonic() + 0.01):
             wait_until(lambda name=name: name in overdue, "nobody told of it", timeout=10)  # type: ignore[misc]
-        wait_until(lambda: not _watching(), "the thread did not end", timeout=10)
-
-
-def _watching() -> bool:
-    return any(thread.name == "pulsartasks-deadlines" for thread in threading.enumerate())
+        wait_until(lambda: set(threading.enumerate()) <= before, "the thread did not end", timeout=10)
