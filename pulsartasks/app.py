@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks import plugins
-from pulsartasks.brokers.base import Broker, Claims, Reader
+from pulsartasks.brokers.base import UNPACKED, Broker, Claims, Packing, Reader
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
@@ -272,9 +272,10 @@ class PulsarTasks:
         } - (frozenset() if known is None else known.subscriptions)
         earliest = self._subscriptions()[topic] - latest
         partitions, schema = (0, None) if known is None else (known.partitions, known.registered)
-        connection.broker.declare(topic, earliest, partitions=partitions, schema=schema)
+        packing = self._packing(topic)
+        connection.broker.declare(topic, earliest, partitions=partitions, schema=schema, packing=packing)
         if latest:
-            connection.broker.declare(topic, latest, start="latest")
+            connection.broker.declare(topic, latest, start="latest", packing=packing)
         connection.declared.add(topic)
 
     def testing(
@@ -337,6 +338,17 @@ class PulsarTasks:
             if topics.dead_letter is not None:
                 subscriptions[topics.dead_letter].add(DEAD_LETTERS)
         return subscriptions
+
+    def _packing(self, topic: str) -> Packing:
+        """What the task whose calls, or their copies, go to `topic` wants."""
+        for task in self._tasks.values():
+            topics, options = task.topics, task.options
+            if topic == topics.calls:
+                by_key = options.mode == "key_shared"
+                return Packing(batching=options.batching, by_key=by_key, compression=options.compression)
+            if topic in (topics.retry, topics.delayed, topics.dead_letter):
+                return Packing(compression=options.compression)
+        return UNPACKED
 
     def _connect(self) -> _Connection:
         connection = self._connection
@@ -404,7 +416,7 @@ def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
                 "for several subscriptions define the topic with app.topic()"
             )
         # Whoever consumes the topic gets the messages of both, so what a consumer is made of must be the same.
-        for option in ("mode", "concurrency", "prefetch", "start"):
+        for option in ("mode", "concurrency", "prefetch", "start", "batching", "compression"):
             mine, theirs = getattr(task.options, option), getattr(other.options, option)
             if mine != theirs:
                 raise ConfigurationError(

@@ -19,6 +19,7 @@ from pulsartasks import (
 )
 from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, Publish
+from pulsartasks.options import Mode
 from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.services import wait_until
 
@@ -199,3 +200,20 @@ def test_cancelled_call_neither_stops_others_nor_the_end_of_the_loop(
     asyncio.run(echo.adelay("the next loop"))
 
     wait_until(lambda: 2 <= broker.backlog(echo.topics.work, echo.subscription) <= 7, "the calls were not sent")
+
+
+@pytest.mark.guarantee(1)
+@pytest.mark.parametrize("mode", ["shared", "key_shared", "failover"])
+def test_batched_and_compressed_calls_are_each_run_and_acknowledged(
+    broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers, mode: Mode
+) -> None:
+    @app.task(batching=True, compression="zstd", mode=mode, key=lambda number: str(number % 3))
+    def double(number: int) -> int:
+        return 2 * number
+
+    with app.publishing():
+        calls = [double.delay(number) for number in range(60)]
+    start_worker(app)
+
+    assert [call.get(timeout=30) for call in calls] == [2 * number for number in range(60)]
+    wait_until(lambda: broker.backlog(double.topics.work, double.subscription) == 0, "something was left")

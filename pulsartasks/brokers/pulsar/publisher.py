@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import pulsar
 
-from pulsartasks.brokers.base import not_data, refusal
+from pulsartasks.brokers.base import UNPACKED, Packing, not_data, refusal
 from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
 from pulsartasks.brokers.pulsar.consumer import message_id_text
 from pulsartasks.brokers.pulsar.deadlines import Deadlines
@@ -35,6 +35,7 @@ from pulsartasks.errors import (
     PulsarTasksError,
 )
 from pulsartasks.message import Publication
+from pulsartasks.options import Compression
 from pulsartasks.schemas import Schema
 
 MAX_PRODUCERS = 256
@@ -42,6 +43,14 @@ MAX_PRODUCERS = 256
 _WINDOW = 1_000
 """Messages of one call that are on their way at once, so that a large call is not held in memory twice."""
 _OK, _CLOSED = int(pulsar.Result.Ok), int(pulsar.Result.AlreadyClosed)
+_COMPRESSIONS: dict[Compression | None, Any] = {
+    None: pulsar.CompressionType.NONE,
+    "lz4": pulsar.CompressionType.LZ4,
+    "zlib": pulsar.CompressionType.ZLib,
+    "zstd": pulsar.CompressionType.ZSTD,
+    "snappy": pulsar.CompressionType.SNAPPY,
+}
+_BATCHES = {False: pulsar.BatchingType.Default, True: pulsar.BatchingType.KeyBased}
 _PAUSE = 0.1
 """Seconds before trying again to open a producer that the broker could not open."""
 
@@ -60,6 +69,7 @@ class Publisher:
         self._deadlines = Deadlines(self._discard)
         self.schemas: dict[str, Schema] = {}
         """What the producers of some topics register."""
+        self.packings: dict[str, Packing] = {}
 
     def publish_many(self, publications: Sequence[Publication], *, timeout: float) -> list[str | PulsarTasksError]:
         """As `Broker.publish_many`."""
@@ -128,7 +138,9 @@ class Publisher:
         with self._lock:
             outlet = self._outlets.get(route)
             if outlet is None:
-                outlet = self._outlets[route] = _Outlet(*route, self.schemas.get(route[0]))
+                outlet = self._outlets[route] = _Outlet(
+                    *route, self.schemas.get(route[0]), self.packings.get(route[0], UNPACKED)
+                )
                 _in_background(partial(self._open, outlet))
             self._outlets.move_to_end(route)
             outlet.users += 1
@@ -165,11 +177,12 @@ class Publisher:
 class _Outlet:
     """What one topic is published through: a producer, or the promise of one."""
 
-    def __init__(self, topic: str, producer: str | None, schema: Schema | None) -> None:
+    def __init__(self, topic: str, producer: str | None, schema: Schema | None, packing: Packing) -> None:
         self.topic = topic
         self.producer = producer
         self.route: _Route = (topic, producer)
         self._schema = schema
+        self._packing = packing
         self.opening: Future[Any] = Future()
         self.users = 0
 
@@ -187,6 +200,11 @@ class _Outlet:
                 send_timeout_millis=0,  # our deadline is the only one
                 max_pending_messages=0,  # and so is our window: the client would drop what exceeds its own
                 max_pending_messages_across_partitions=0,
+                compression_type=_COMPRESSIONS[self._packing.compression],
+                # What has a sequence is told apart by it, and a batch has one for all.
+                batching_enabled=self._packing.batching and self.producer is None,
+                batching_type=_BATCHES[self._packing.by_key],
+                batching_max_publish_delay_ms=1,
                 **connection.encryption,
             )
         return connection.keep(producer)
