@@ -8,6 +8,7 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
@@ -18,12 +19,13 @@ from urllib.parse import urlsplit
 from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks import plugins
-from pulsartasks.brokers.base import Broker, Claims, Reader
+from pulsartasks.brokers.base import UNPACKED, Broker, Claims, Packing, Reader
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, wrap_publish
 from pulsartasks.options import TaskKeywords, TaskOptions
+from pulsartasks.publishing import Publishing
 from pulsartasks.results.base import ResultStore
 from pulsartasks.revocation import Notice
 from pulsartasks.serializers import type_hints
@@ -36,6 +38,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 DEFAULT_BROKER = "local://"
+ASYNC_THREADS = 64
+"""Calls from asyncio that are on their way at once; started as they are needed, and next to idle while they wait."""
 _MODULES = {"pulsar+ssl": "pulsar", "memory": "local"}
 
 
@@ -92,6 +96,7 @@ class PulsarTasks:
         self._resources: dict[type, Callable[[], Iterator[Any]]] = {}
         self._lock = threading.RLock()
         self._connection: _Connection | None = None
+        self.publishing = Publishing(self.publish_many, lambda: self._connect().threads)
 
     # Definition
 
@@ -267,9 +272,10 @@ class PulsarTasks:
         } - (frozenset() if known is None else known.subscriptions)
         earliest = self._subscriptions()[topic] - latest
         partitions, schema = (0, None) if known is None else (known.partitions, known.registered)
-        connection.broker.declare(topic, earliest, partitions=partitions, schema=schema)
+        packing = self._packing(topic)
+        connection.broker.declare(topic, earliest, partitions=partitions, schema=schema, packing=packing)
         if latest:
-            connection.broker.declare(topic, latest, start="latest")
+            connection.broker.declare(topic, latest, start="latest", packing=packing)
         connection.declared.add(topic)
 
     def testing(
@@ -333,6 +339,17 @@ class PulsarTasks:
                 subscriptions[topics.dead_letter].add(DEAD_LETTERS)
         return subscriptions
 
+    def _packing(self, topic: str) -> Packing:
+        """What the task whose calls, or their copies, go to `topic` wants."""
+        for task in self._tasks.values():
+            topics, options = task.topics, task.options
+            if topic == topics.calls:
+                by_key = options.mode == "key_shared"
+                return Packing(batching=options.batching, by_key=by_key, compression=options.compression)
+            if topic in (topics.retry, topics.delayed, topics.dead_letter):
+                return Packing(compression=options.compression)
+        return UNPACKED
+
     def _connect(self) -> _Connection:
         connection = self._connection
         if connection is not None and connection.pid == os.getpid():
@@ -354,6 +371,7 @@ class _Connection:
         self.results: ResultStore = plugins.load("results", "topic").TopicResults(
             self.broker, topic=app.qualify(f"{app.name}.results"), expires=app.result_expires, claims=app.claims
         )
+        self.threads = ThreadPoolExecutor(ASYNC_THREADS, "pulsartasks-async")
         self._inherited = inherited
         atexit.register(self.close)
 
@@ -361,6 +379,7 @@ class _Connection:
         atexit.unregister(self.close)
         if self.pid != os.getpid():
             return  # at the end of a forked child: what it inherited is its parent's
+        self.threads.shutdown(wait=False)
         self.results.close()
         self.broker.close()
 
@@ -397,7 +416,7 @@ def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
                 "for several subscriptions define the topic with app.topic()"
             )
         # Whoever consumes the topic gets the messages of both, so what a consumer is made of must be the same.
-        for option in ("mode", "concurrency", "prefetch", "start"):
+        for option in ("mode", "concurrency", "prefetch", "start", "batching", "compression"):
             mine, theirs = getattr(task.options, option), getattr(other.options, option)
             if mine != theirs:
                 raise ConfigurationError(

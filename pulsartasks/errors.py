@@ -16,6 +16,7 @@ PulsarTasksError
 │   ├── AuthorizationError
 │   ├── SubscriptionBusyError
 │   ├── IncompatibleSchemaError
+│   ├── UnconfirmedError        (also a ConnectionError)
 │   └── ClosedError
 ├── ResultTimeoutError          (also a TimeoutError)
 ├── WorkerCrashedError          a task took its worker process with it, too often
@@ -31,6 +32,8 @@ PulsarTasksError
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class PulsarTasksError(Exception):
@@ -95,6 +98,17 @@ class SubscriptionBusyError(BrokerError):
 
 class IncompatibleSchemaError(BrokerError):
     """The topic has a schema that this publisher's type does not fit; nothing was sent."""
+
+
+class UnconfirmedError(BrokerError, ConnectionError):
+    """Of what a block of ``app.publishing()`` sent together the broker did not confirm all; `failures` says which."""
+
+    def __init__(self, failures: Mapping[str, PulsarTasksError], of: int) -> None:
+        few = [f"{name}: {error}" for name, error in failures.items()][:3]
+        rest = ["..."] if len(failures) > len(few) else []
+        super().__init__(f"{len(failures)} of {of} were not confirmed: {'; '.join(few + rest)}")
+        self.failures = failures
+        """For each its call (``task[id]``) or event (``topic[place in the block]``), and what went wrong."""
 
 
 class ClosedError(BrokerError):

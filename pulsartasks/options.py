@@ -15,6 +15,7 @@ from pulsartasks.topics import is_name, is_topic
 Mode = Literal["shared", "exclusive", "failover", "key_shared"]
 Ack = Literal["late", "early", "manual"]
 Start = Literal["earliest", "latest"]
+Compression = Literal["lz4", "zlib", "zstd", "snappy"]
 
 ORDERED: frozenset[str] = frozenset({"exclusive", "failover", "key_shared"})
 """Modes that keep an order: their retries happen in place, while the key (or the topic) waits."""
@@ -50,6 +51,8 @@ class TaskKeywords(TypedDict, total=False):
     once_for: float
     expires: float | None
     soft_time_limit: float | None
+    batching: bool
+    compression: Compression | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,11 @@ class TaskOptions:
     """Seconds from the call (or publication) after which no attempt is begun any more: it is revoked instead."""
     soft_time_limit: float | None = None
     """Seconds after which `SoftTimeLimitExceeded` is raised inside the task."""
+    batching: bool = False
+    """Pulsar packs calls that are sent together: many times the rate, for short tasks. A package goes to one process as
+    a whole, and until all of it is acknowledged a crash or a release brings all of it again."""
+    compression: Compression | None = None
+    """How Pulsar's client packs the task's messages; None: not at all."""
 
     @property
     def ordered(self) -> bool:
@@ -157,6 +165,8 @@ class TaskOptions:
             "once_for": (lambda seconds: _is_seconds(seconds) and 0 < seconds < math.inf, "seconds, more than 0"),
             "expires": (_is_limit, "seconds, more than 0"),
             "soft_time_limit": (_is_limit, "seconds, more than 0"),
+            "batching": (lambda batching: isinstance(batching, bool), "True or False"),
+            "compression": ((None, *get_args(Compression)).__contains__, f"one of {', '.join(get_args(Compression))}"),
         }
         for option, (accepts, wanted) in checks.items():
             if not accepts(getattr(self, option)):
@@ -165,6 +175,8 @@ class TaskOptions:
             yield f"{self.mode} runs one message at a time; leave concurrency out, or use key_shared"
         if self.ack == "manual" and not self.bind:
             yield "ack='manual' is done by self.ack(); write bind=True, and self as the first parameter"
+        if self.batching and self.ack == "early":
+            yield "batching=True may bring again what was acknowledged, so ack='early' would not be at most once"
         if self.once and self.ack != "late":
             yield f"once=True records a success before the acknowledgement, so ack={self.ack!r} must be left out"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Generic, Protocol, TypeVar
 
 from pulsartasks.errors import PulsarTasksError, ResultTimeoutError, UnreadableMessageError
+from pulsartasks.publishing import Block
 from pulsartasks.results.base import Result, ResultStore, State
 from pulsartasks.serializers import PayloadCodec
 
@@ -37,6 +38,8 @@ class AsyncResult(Generic[R]):
         self._revoke = revoke
         self._sent_here = sent_here
         self._result: Result | None = None
+        self.block: Block | None = None
+        """Of what it leaves with, if it was called in a block of ``app.publishing()``."""
 
     def get(self, timeout: float | None = None) -> R:
         """The task's return value, as soon as the worker pushes it; nothing is polled.
@@ -46,13 +49,15 @@ class AsyncResult(Generic[R]):
 
         Raises:
             ResultTimeoutError: nothing came within `timeout`; the task may still run.
-            PulsarTasksError: the task keeps no results (``ignore_result=True``).
+            PulsarTasksError: the task keeps no results (``ignore_result=True``), or the call was not sent yet.
             UnreadableMessageError: what the task returned does not fit its return annotation.
             TaskRevokedError: it was revoked or had expired.
             Exception: what the task raised in its last attempt: of its own type where that is imported here, else
                 `TaskError`.
         """
         if self._result is None:
+            if self.block is not None and self.block.unsent:
+                raise PulsarTasksError(f"no result of {self.task}[{self.id}]: {self.block.unsent}")
             self._result = self._kept_results().wait(self.id, timeout, pushed=self._sent_here)
         if self._result is None:
             raise ResultTimeoutError(

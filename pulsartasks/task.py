@@ -18,6 +18,7 @@ from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError
 from pulsartasks.message import ETA, EXPIRES, REPLY_TO, TASK, TASK_ID, Publication, Request, milliseconds, new_task_id
 from pulsartasks.options import TaskOptions
+from pulsartasks.publishing import Block, Publishing
 from pulsartasks.result import AsyncResult
 from pulsartasks.results.base import ResultStore
 from pulsartasks.serializers import CallCodec, PayloadCodec, is_data, type_hints
@@ -35,10 +36,11 @@ class TaskHost(Protocol):
     name: str
 
     def qualify(self, name: str) -> str: ...
-    def publish(self, publication: Publication) -> str: ...
     def revoke(self, task_id: str, *, terminate: bool = False, eta: datetime | None = None) -> None: ...
     @property
     def results(self) -> ResultStore: ...
+    @property
+    def publishing(self) -> Publishing: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,10 @@ class Task(Generic[P, R]):
         """
         return self._send(tuple(args), kwargs or {}, self.call_options.changed(options))
 
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """`delay` from asyncio, whose loop goes on. Whoever is cancelled does not know whether it was sent."""
+        return await self._host.publishing.aside(self._send, args, kwargs, self.call_options)
+
     def using(self, **options: Unpack[CallKeywords]) -> Task[P, R]:
         """The same task whose calls have these options (see `CallOptions`); still typed.
 
@@ -161,14 +167,20 @@ class Task(Generic[P, R]):
 
     def _send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> AsyncResult[R]:
         publication = self.compose(args, kwargs, options)
-        self._host.publish(publication)
-        return self._handle(publication.properties[TASK_ID], sent_here=True, eta=publication.deliver_at)
+        block = None if self._host.publishing.send(publication) else self._host.publishing.block
+        return self._handle(publication.properties[TASK_ID], sent_here=True, eta=publication.deliver_at, block=block)
 
-    def _handle(self, task_id: str, *, sent_here: bool, eta: float | None = None) -> AsyncResult[R]:
+    def _handle(
+        self, task_id: str, *, sent_here: bool, eta: float | None = None, block: Block | None = None
+    ) -> AsyncResult[R]:
         store = None if self.options.ignore_result else self._host.results
         due = None if eta is None else datetime.fromtimestamp(eta, timezone.utc)
         revoke = functools.partial(self._host.revoke, task_id, eta=due)
-        return AsyncResult(task_id, store, self.result_codec, task=self.name, revoke=revoke, sent_here=sent_here)
+        call: AsyncResult[R] = AsyncResult(
+            task_id, store, self.result_codec, task=self.name, revoke=revoke, sent_here=sent_here
+        )
+        call.block = block
+        return call
 
     def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         if self.options.key is not None:

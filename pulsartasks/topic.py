@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from pulsartasks.brokers.base import Claims, Reader
 from pulsartasks.errors import ClosedError, ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import ETA, EXPIRES, Publication, milliseconds
+from pulsartasks.publishing import Publishing
 from pulsartasks.schemas import Schema, describe
 from pulsartasks.serializers import PayloadCodec, is_data
 from pulsartasks.signature import CallOptions, Signature, check_key
@@ -27,7 +28,8 @@ class TopicHost(Protocol):
     claims: Claims
 
     def qualify(self, name: str) -> str: ...
-    def publish(self, publication: Publication) -> str: ...
+    @property
+    def publishing(self) -> Publishing: ...
     def read(self, topic: str) -> Reader: ...
     def add_topic(self, topic: Topic[Any]) -> None: ...
 
@@ -85,7 +87,7 @@ class Topic(Generic[T]):
             BrokerError: the broker did not take it; `PublishTimeoutError` if that is not known.
         """
         options = CallOptions(countdown=countdown, eta=eta, expires=expires, key=key, headers=headers or {})
-        return self._host.publish(self.compose((payload,), {}, options))
+        return self._host.publishing.send(self.compose((payload,), {}, options))
 
     def s(self, payload: T) -> Signature:
         """The publication as a value, to be sent later."""

@@ -29,6 +29,7 @@ FACE = (
     "claims",
     "context",
     "revocation",
+    "publishing",
     "result",
     "signature",
     "topic",

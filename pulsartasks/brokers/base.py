@@ -19,7 +19,7 @@ from pulsartasks.errors import (
     UnreadableMessageError,
 )
 from pulsartasks.message import CLAIM, REAL_TOPIC, Publication
-from pulsartasks.options import Mode, Start
+from pulsartasks.options import Compression, Mode, Start
 from pulsartasks.schemas import Schema
 
 MAX_MESSAGE_SIZE = 5 * 1024 * 1024 - 8 * 1024
@@ -44,19 +44,16 @@ def not_data(error: Exception) -> InvalidArgumentsError:
 
 def check_size(publication: Publication) -> MessageTooLargeError | None:
     """What a publisher is told about a message that no broker takes; None if its size is fine."""
-    headers = sum(_bytes(name) + _bytes(value) for name, value in publication.properties.items())
-    size = len(publication.value) + _bytes(publication.key or "") + headers
-    if size <= MAX_MESSAGE_SIZE + (ROOM_FOR_COPIES if REAL_TOPIC in publication.properties else 0):
+    headers = publication.properties
+    text = "".join((publication.key or "", *headers, *headers.values()))  # a TypeError, if one of them is no text
+    # A UnicodeEncodeError, if it has half a character.
+    size = len(publication.value) + (len(text) if text.isascii() else len(text.encode()))
+    if size <= MAX_MESSAGE_SIZE + (ROOM_FOR_COPIES if REAL_TOPIC in headers else 0):
         return None
     return MessageTooLargeError(
         f"a message of {size:,} bytes is above the limit of {MAX_MESSAGE_SIZE:,}; give the app claim_check=, which "
         "sends what is large through a blob store, or put it there (pulsartasks.contrib.blobs) and send its key"
     )
-
-
-def _bytes(text: str) -> int:
-    characters = len(text)  # a TypeError, if it is no text
-    return characters if text.isascii() else len(text.encode())  # a UnicodeEncodeError, if it has half a character
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +66,20 @@ class Subscription:
     prefetch: int = 16
     """Messages held by the consumer beyond those it has given out."""
     start: Start = "earliest"
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a topic's messages travel; a broker to which nothing travels takes no notice."""
+
+    batching: bool = False
+    """Put messages that are sent within a millisecond into one entry."""
+    by_key: bool = False
+    """Only those of the same key."""
+    compression: Compression | None = None
+
+
+UNPACKED = Packing()
 
 
 @dataclass(slots=True, eq=False)
@@ -195,12 +206,13 @@ class Broker(ABC):
         partitions: int = 0,
         start: Start = "earliest",
         schema: Schema | None = None,
+        packing: Packing = UNPACKED,
     ) -> None:
         """Make sure that the topic and its subscriptions exist; each that is new begins at `start`.
 
         Idempotent. `partitions` counts only when the topic is made; 0: not partitioned. `schema` is registered by this
         process's next publish to the topic, which is an `IncompatibleSchemaError` if it does not fit what is
-        registered; without one anything may be published.
+        registered; without one anything may be published. `packing` is that of this process's next publish, too.
 
         Raises:
             BrokerUnavailableError, AuthenticationError, AuthorizationError, BrokerError

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pulsar
 import pytest
 
-from pulsartasks.brokers.base import MAX_MESSAGE_SIZE, Broker, Consumer, Delivery, Reader, Subscription
+from pulsartasks.brokers.base import MAX_MESSAGE_SIZE, Broker, Consumer, Delivery, Packing, Reader, Subscription
 from pulsartasks.brokers.pulsar import PulsarSettings, open_broker
 from pulsartasks.brokers.pulsar.connection import Connection
 from pulsartasks.brokers.pulsar.publisher import Publisher
@@ -131,6 +131,27 @@ def test_five_thousand_messages_are_confirmed_and_received_in_order(broker: Brok
     deliveries = take(broker.subscribe(Subscription((topic,), "s", prefetch=100)), 5_000)
     assert values(deliveries) == [str(number) for number in range(5_000)]
     assert [delivery.message_id for delivery in deliveries] == ids
+
+
+@pytest.mark.parametrize(("packing", "entries"), [(Packing(), 6), (Packing(True), 1), (Packing(True, by_key=True), 2)])
+def test_batching_puts_what_is_sent_together_into_one_entry(
+    broker: Broker, topic: str, packing: Packing, entries: int
+) -> None:
+    broker.declare(topic, ["all"], packing=packing)
+    publications = [Publication(topic, b"x", key=key) for key in "ababab"]
+
+    ids = broker.publish_many(publications)
+
+    assert len({str(id_).split(":")[1] for id_ in ids}) == entries
+    assert len(set(ids)) == 6
+
+
+def test_what_has_a_sequence_is_never_batched(broker: Broker, topic: str) -> None:
+    broker.declare(topic, ["all"], packing=Packing(batching=True, compression="zstd"))
+
+    ids = broker.publish_many([Publication(topic, b"x", producer="outbox-1", sequence=n) for n in (1, 2, 3)])
+
+    assert len({str(id_).split(":")[1] for id_ in ids}) == 3
 
 
 def test_more_messages_than_the_window_are_all_confirmed(broker: Broker, topic: str) -> None:

@@ -39,6 +39,7 @@ PUBLIC = {
     "TaskRevokedError",
     "Topic",
     "UnacknowledgedError",
+    "UnconfirmedError",
     "UnknownTaskError",
     "UnreadableMessageError",
     "WorkerCrashedError",

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from pulsartasks.brokers.base import Broker, Consumer, Delivery, Reader, Subscription, refusal
+from pulsartasks.brokers.base import UNPACKED, Broker, Consumer, Delivery, Packing, Reader, Subscription, refusal
 from pulsartasks.brokers.local.presence import Presence
 from pulsartasks.brokers.local.store import Row, Store
 from pulsartasks.clock import Clock, SystemClock
@@ -65,6 +65,7 @@ class LocalBroker(Broker):
         partitions: int = 0,
         start: Start = "earliest",
         schema: Schema | None = None,
+        packing: Packing = UNPACKED,
     ) -> None:
         # A new subscription begins behind what is there: a message without a subscription was never kept. So both
         # starts mean the same here, and one file has no partitions.

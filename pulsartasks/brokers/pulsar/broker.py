@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pulsar
 
-from pulsartasks.brokers.base import Broker, Consumer, Reader, Subscription
+from pulsartasks.brokers.base import UNPACKED, Broker, Consumer, Packing, Reader, Subscription
 from pulsartasks.brokers.pulsar.admin import Admin, AdminRefusedError
 from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
 from pulsartasks.brokers.pulsar.consumer import PulsarConsumer
@@ -76,10 +76,12 @@ class PulsarBroker(Broker):
         partitions: int = 0,
         start: Start = "earliest",
         schema: Schema | None = None,
+        packing: Packing = UNPACKED,
     ) -> None:
         self._connection.check()
         if schema is not None:
             self._publisher.schemas[topic] = schema
+        self._publisher.packings[topic] = packing
         if not is_persistent(topic):
             return  # it stores nothing: neither topic nor subscription outlives its clients
         if partitions:

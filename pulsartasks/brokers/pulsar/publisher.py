@@ -20,11 +20,12 @@ from typing import Any, TypeAlias
 
 import pulsar
 
-from pulsartasks.brokers.base import not_data, refusal
+from pulsartasks.brokers.base import UNPACKED, Packing, not_data, refusal
 from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
 from pulsartasks.brokers.pulsar.consumer import message_id_text
+from pulsartasks.brokers.pulsar.deadlines import Deadlines
 from pulsartasks.brokers.pulsar.diagnosis import WrongSettingError
-from pulsartasks.brokers.pulsar.errors import from_result
+from pulsartasks.brokers.pulsar.errors import from_result, to_error
 from pulsartasks.brokers.pulsar.schema import JsonBytes, explained
 from pulsartasks.errors import (
     BrokerError,
@@ -34,6 +35,7 @@ from pulsartasks.errors import (
     PulsarTasksError,
 )
 from pulsartasks.message import Publication
+from pulsartasks.options import Compression
 from pulsartasks.schemas import Schema
 
 MAX_PRODUCERS = 256
@@ -41,6 +43,14 @@ MAX_PRODUCERS = 256
 _WINDOW = 1_000
 """Messages of one call that are on their way at once, so that a large call is not held in memory twice."""
 _OK, _CLOSED = int(pulsar.Result.Ok), int(pulsar.Result.AlreadyClosed)
+_COMPRESSIONS: dict[Compression | None, Any] = {
+    None: pulsar.CompressionType.NONE,
+    "lz4": pulsar.CompressionType.LZ4,
+    "zlib": pulsar.CompressionType.ZLib,
+    "zstd": pulsar.CompressionType.ZSTD,
+    "snappy": pulsar.CompressionType.SNAPPY,
+}
+_BATCHES = {False: pulsar.BatchingType.Default, True: pulsar.BatchingType.KeyBased}
 _PAUSE = 0.1
 """Seconds before trying again to open a producer that the broker could not open."""
 
@@ -56,13 +66,17 @@ class Publisher:
         self._max_producers = max_producers
         self._lock = threading.Lock()
         self._outlets: OrderedDict[_Route, _Outlet] = OrderedDict()
+        self._deadlines = Deadlines(self._discard)
         self.schemas: dict[str, Schema] = {}
         """What the producers of some topics register."""
+        self.packings: dict[str, Packing] = {}
 
     def publish_many(self, publications: Sequence[Publication], *, timeout: float) -> list[str | PulsarTasksError]:
         """As `Broker.publish_many`."""
         self._connection.check()
         call = _Call(publications, timeout)
+        if len(publications) == 1:
+            self._send_alone(call)
         while waiting := call.waiting():
             outlets = [self._enter(route) for route in waiting]
             try:
@@ -86,6 +100,22 @@ class Publisher:
             outlets, self._outlets = list(self._outlets.values()), OrderedDict()
         run_within(CLOSE_TIMEOUT, partial(_close_all, outlets, self._connection))
 
+    def _send_alone(self, call: _Call) -> None:
+        """Send a single message by the client's blocking call, if the producer is open and stays so.
+
+        A callback would take the GIL on a thread of the client, which costs as much as all the rest of a call.
+        """
+        for route in call.waiting():
+            outlet = self._enter(route)
+            try:
+                if outlet.opening.done() and outlet.failure is None:
+                    with self._deadlines.watch(outlet, call.deadline):
+                        answered = call.send_alone(outlet)
+                    if not answered:
+                        self._discard(outlet)
+            finally:
+                self._leave([outlet])
+
     def _attempt(self, call: _Call, outlets: Sequence[_Outlet], waiting: dict[_Route, list[int]]) -> None:
         """Send what is `waiting`, and wait until it is answered or the call's time is up."""
         for outlet in _as_they_open(outlets, call):
@@ -108,7 +138,9 @@ class Publisher:
         with self._lock:
             outlet = self._outlets.get(route)
             if outlet is None:
-                outlet = self._outlets[route] = _Outlet(*route, self.schemas.get(route[0]))
+                outlet = self._outlets[route] = _Outlet(
+                    *route, self.schemas.get(route[0]), self.packings.get(route[0], UNPACKED)
+                )
                 _in_background(partial(self._open, outlet))
             self._outlets.move_to_end(route)
             outlet.users += 1
@@ -145,11 +177,12 @@ class Publisher:
 class _Outlet:
     """What one topic is published through: a producer, or the promise of one."""
 
-    def __init__(self, topic: str, producer: str | None, schema: Schema | None) -> None:
+    def __init__(self, topic: str, producer: str | None, schema: Schema | None, packing: Packing) -> None:
         self.topic = topic
         self.producer = producer
         self.route: _Route = (topic, producer)
         self._schema = schema
+        self._packing = packing
         self.opening: Future[Any] = Future()
         self.users = 0
 
@@ -167,6 +200,11 @@ class _Outlet:
                 send_timeout_millis=0,  # our deadline is the only one
                 max_pending_messages=0,  # and so is our window: the client would drop what exceeds its own
                 max_pending_messages_across_partitions=0,
+                compression_type=_COMPRESSIONS[self._packing.compression],
+                # What has a sequence is told apart by it, and a batch has one for all.
+                batching_enabled=self._packing.batching and self.producer is None,
+                batching_type=_BATCHES[self._packing.by_key],
+                batching_max_publish_delay_ms=1,
                 **connection.encryption,
             )
         return connection.keep(producer)
@@ -207,7 +245,7 @@ class _Call:
     def __init__(self, publications: Sequence[Publication], timeout: float) -> None:
         self._publications = publications
         self._timeout = timeout
-        self._deadline = time.monotonic() + timeout
+        self.deadline = time.monotonic() + timeout
         self._changed = threading.Condition()
         self._outcomes: list[str | PulsarTasksError | None] = [refusal(publication) for publication in publications]
         self._on_the_way: dict[int, _Outlet] = {}
@@ -216,7 +254,7 @@ class _Call:
         self._broken: set[_Outlet] = set()
 
     def remaining(self) -> float:
-        return max(self._deadline - time.monotonic(), 0.0)
+        return max(self.deadline - time.monotonic(), 0.0)
 
     def waiting(self) -> dict[_Route, list[int]]:
         """What has no outcome yet, per topic and producer's name, and in order."""
@@ -230,6 +268,24 @@ class _Call:
     def outcomes(self) -> list[str | PulsarTasksError]:
         return [outcome for outcome in self._outcomes if outcome is not None]
 
+    def send_alone(self, outlet: _Outlet) -> bool:
+        """Send the only message and take the answer; False if the producer was closed before there was one."""
+        [publication] = self._publications
+        self._sent.add(0)
+        try:
+            message_id = outlet.opening.result().send(publication.value, **_send_options(publication))
+        except pulsar.AlreadyClosed:
+            return False
+        except (TypeError, ValueError, OverflowError) as error:  # from the binding
+            self._outcomes[0] = not_data(error)
+        except pulsar.Interrupted:  # see errors.translated
+            raise KeyboardInterrupt from None
+        except pulsar.PulsarException as error:
+            self._outcomes[0] = to_error(type(error).__name__, f"publish to {outlet.topic}")
+        else:
+            self._outcomes[0] = message_id_text(message_id)
+        return True
+
     def send(self, indices: Sequence[int], outlet: _Outlet) -> None:
         """Send these messages in order, unless the time is up before."""
         send_async = outlet.opening.result().send_async
@@ -240,14 +296,7 @@ class _Call:
             self._sent.add(index)
             self._on_the_way[index] = outlet
             try:
-                send_async(
-                    publication.value,
-                    partial(self._answered, index, outlet),
-                    properties=dict(publication.properties),
-                    partition_key=publication.key,
-                    sequence_id=publication.sequence,
-                    deliver_at=_milliseconds(publication.deliver_at),
-                )
+                send_async(publication.value, partial(self._answered, index, outlet), **_send_options(publication))
             except (TypeError, ValueError, OverflowError) as error:  # from the binding
                 del self._on_the_way[index]
                 self._outcomes[index] = not_data(error)
@@ -311,6 +360,16 @@ class _Call:
 
 def _in_background(function: Callable[[], None]) -> None:
     threading.Thread(target=function, name="pulsartasks-producer", daemon=True).start()
+
+
+def _send_options(publication: Publication) -> dict[str, Any]:
+    """What the client is told of a message beside its value."""
+    return {
+        "properties": dict(publication.properties),
+        "partition_key": publication.key,
+        "sequence_id": publication.sequence,
+        "deliver_at": _milliseconds(publication.deliver_at),
+    }
 
 
 def _milliseconds(instant: float | None) -> int | None:

@@ -1,0 +1,147 @@
+"""How calls and events leave: each at once and confirmed, or those of a block together, in one round trip."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from contextvars import ContextVar, Token, copy_context
+from typing import TypeVar
+
+from typing_extensions import ParamSpec
+
+from pulsartasks.errors import PulsarTasksError, UnconfirmedError
+from pulsartasks.message import TASK, TASK_ID, Publication
+from pulsartasks.topics import short_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PublishMany = Callable[[Sequence[Publication]], list[str | PulsarTasksError]]
+Aside = Callable[[PublishMany, Sequence[Publication]], Awaitable[list[str | PulsarTasksError]]]
+
+
+class Block:
+    """What was called in one ``with app.publishing():``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._collected: list[Publication] = []
+        self.ended = False
+        self.unsent = "it leaves when the block of app.publishing() ends; ask for its result behind that"
+        """Why nothing of it has a result; empty once it was sent."""
+
+    def add(self, publication: Publication) -> bool:
+        """Whether it is still time to: whoever outlives the block, e.g. a task of asyncio, sends by itself."""
+        with self._lock:
+            if not self.ended:
+                self._collected.append(publication)
+            return not self.ended
+
+    def end(self, unsent: str) -> Sequence[Publication]:
+        with self._lock:
+            self.ended, self.unsent = True, unsent
+            return self._collected
+
+
+class Publishing:
+    """What an app's calls and events are sent by; ``with app.publishing():`` sends those of a block together."""
+
+    def __init__(self, publish_many: PublishMany, threads: Callable[[], Executor]) -> None:
+        self._publish_many = publish_many
+        self._threads = threads
+        self._block: ContextVar[Block | None] = ContextVar("block", default=None)
+
+    def __call__(self) -> Together:
+        """Send what this thread (or asyncio task) calls and publishes in the block together, at its end.
+
+        All of it takes one round trip, and middleware goes around it once. In the block a `publish` of an event gives
+        "" in place of the message id, and `get()` refuses to wait. When the block ends with an exception nothing is
+        sent. A block in a block joins it. `PulsarTasks.publish` and `publish_many` are not held back.
+
+        Raises:
+            UnconfirmedError: when the block ends: some of it was not confirmed; the others stay sent.
+        """
+        return Together(self._block, self._publish_many, self.aside)
+
+    async def aside(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """What `function` gives, called on another thread, in the block that is open here; asyncio's loop goes on.
+
+        Whoever is cancelled meanwhile does not know whether it was called: it goes on by itself if it had begun.
+        """
+        context = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads(), lambda: context.run(function, *args, **kwargs)
+        )
+
+    @property
+    def block(self) -> Block | None:
+        """The block that collects what is sent here, if any."""
+        block = self._block.get()
+        return None if block is None or block.ended else block
+
+    def send(self, publication: Publication) -> str:
+        """Send now and give the message id once it is confirmed; "" if it leaves with the block that is open here."""
+        block = self._block.get()
+        if block is not None and block.add(publication):
+            return ""
+        [confirmed] = self._publish_many([publication])
+        if isinstance(confirmed, Exception):
+            raise confirmed
+        return confirmed
+
+
+class Together:
+    """One use of `Publishing`, as a context manager."""
+
+    def __init__(self, variable: ContextVar[Block | None], publish_many: PublishMany, aside: Aside) -> None:
+        self._variable = variable
+        self._publish_many = publish_many
+        self._aside = aside
+        self._token: Token[Block | None] | None = None
+
+    def __enter__(self) -> None:
+        outer = self._variable.get()
+        if outer is None or outer.ended:
+            self._token = self._variable.set(Block())
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if collected := self._end(kind):
+            _raise_for(collected, self._publish_many(collected))
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if collected := self._end(kind):
+            _raise_for(collected, await self._aside(self._publish_many, collected))
+
+    def _end(self, kind: object) -> Sequence[Publication]:
+        """What is to be sent."""
+        block = self._variable.get()
+        if self._token is None or block is None:
+            return ()  # it joined the outer one, which sends
+        self._variable.reset(self._token)
+        if kind is None:
+            return block.end("")
+        block.end("it was never sent: its block of app.publishing() ended with an exception")
+        return ()
+
+
+def _raise_for(publications: Sequence[Publication], outcomes: Sequence[str | PulsarTasksError]) -> None:
+    failures = {
+        _name(publication, place): outcome
+        for place, (publication, outcome) in enumerate(zip(publications, outcomes, strict=True))
+        if isinstance(outcome, PulsarTasksError)
+    }
+    if failures:
+        raise UnconfirmedError(failures, len(publications)) from next(iter(failures.values()))
+
+
+def _name(publication: Publication, place: int) -> str:
+    """A call as its handle is printed; an event by its topic and its place in the block, from 0."""
+    properties = publication.properties
+    if TASK in properties:
+        return f"{properties[TASK]}[{properties[TASK_ID]}]"
+    return f"{short_name(publication.topic)}[{place}]"

@@ -1,0 +1,51 @@
+"""Whoever waits in a call without an end of its own is told of at its deadline, and nobody else is."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from pulsartasks.brokers.pulsar.deadlines import Deadlines
+from tests.services import wait_until
+
+
+def test_what_is_still_under_way_at_its_deadline_is_told_of_once() -> None:
+    overdue: list[str] = []
+    deadlines = Deadlines(overdue.append)
+
+    def wait_for_it(name: str, deadline: float) -> None:
+        with deadlines.watch(name, deadline):
+            wait_until(lambda: name in overdue, "nobody told of it", timeout=10)
+
+    now = time.monotonic()
+    with deadlines.watch("patient", now + 60):
+        waiting = [threading.Thread(target=wait_for_it, args=[f"late {n}", now + 0.01 * n]) for n in (3, 1, 2)]
+        for thread in waiting:
+            thread.start()
+        for thread in waiting:
+            thread.join(20)
+
+    assert sorted(overdue) == ["late 1", "late 2", "late 3"]
+
+
+def test_what_ended_in_time_is_not_told_of() -> None:
+    overdue: list[str] = []
+    deadlines = Deadlines(overdue.append)
+
+    with deadlines.watch("quick", time.monotonic() + 0.01):
+        pass
+    with deadlines.watch("late", time.monotonic() + 0.02):
+        wait_until(lambda: bool(overdue), "nobody told of the late one", timeout=10)
+
+    assert overdue == ["late"]
+
+
+def test_thread_ends_when_nothing_is_under_way_and_another_one_comes_when_needed() -> None:
+    overdue: list[str] = []
+    deadlines = Deadlines(overdue.append)
+    before = set(threading.enumerate())
+
+    for name in ("first", "second"):
+        with deadlines.watch(name, time.monotonic() + 0.01):
+            wait_until(lambda name=name: name in overdue, "nobody told of it", timeout=10)  # type: ignore[misc]
+        wait_until(lambda: set(threading.enumerate()) <= before, "the thread did not end", timeout=10)
