@@ -22,7 +22,9 @@ from tests.conformance.records import Record
 APP = "CONFORMANCE_APP"
 RECORD = "CONFORMANCE_RECORD"
 
-Deed = Literal["succeed", "raise", "retry", "hang", "exit", "kill all", "eat", "spin", "hold", "acknowledge"]
+Deed = Literal[
+    "succeed", "raise", "retry", "retry later", "hang", "exit", "kill all", "eat", "spin", "hold", "acknowledge"
+]
 MODES: tuple[Mode, ...] = ("shared", "exclusive", "failover", "key_shared")
 
 
@@ -59,6 +61,8 @@ def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
                 raise ValueError(label)
             if deed == "retry" and context.retries < times:
                 raise ConnectionError(label)
+            if deed == "retry later" and context.retries < times:
+                context.retry(countdown=3)
             if deed in NEVER_RETURN:
                 NEVER_RETURN[deed]()
         return f"{label} by {os.getpid()}"

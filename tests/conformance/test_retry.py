@@ -213,7 +213,7 @@ def test_retry_survives_the_death_of_all_workers(
 ) -> None:
     shared = acting.tasks["shared"]
     worker = start_process("shared")
-    shared.delay("message", "retry", times=1)
+    shared.delay("message", "retry later", times=1)
     worker.wait_for_log("message.retried")
     wait_until(lambda: broker.backlog(shared.topics.work, shared.subscription) == 0, "the original is still there")
 
