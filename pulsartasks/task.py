@@ -135,7 +135,8 @@ class Task(Generic[P, R]):
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """`delay` from asyncio, whose loop goes on. Whoever is cancelled does not know whether it was sent."""
-        return await self._host.publishing.aside(self._send, args, kwargs, self.call_options)
+        publication = self.compose(args, kwargs, self.call_options)
+        return self._sent(publication, await self._host.publishing.asend(publication))
 
     def using(self, **options: Unpack[CallKeywords]) -> Task[P, R]:
         """The same task whose calls have these options (see `CallOptions`); still typed.
@@ -180,7 +181,10 @@ class Task(Generic[P, R]):
 
     def _send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> AsyncResult[R]:
         publication = self.compose(args, kwargs, options)
-        block = None if self._host.publishing.send(publication) else self._host.publishing.block
+        return self._sent(publication, self._host.publishing.send(publication))
+
+    def _sent(self, publication: Publication, message_id: str) -> AsyncResult[R]:
+        block = None if message_id else self._host.publishing.block
         return self._handle(publication.properties[TASK_ID], sent_here=True, eta=publication.deliver_at, block=block)
 
     def _handle(
