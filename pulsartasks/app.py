@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 DEFAULT_BROKER = "local://"
 ASYNC_THREADS = 64
-"""Calls from asyncio that are on their way at once; started as they are needed, and next to idle while they wait."""
+"""On which calls from asyncio wait for the broker; started as they are needed."""
 _MODULES = {"pulsar+ssl": "pulsar", "memory": "local"}
 
 
@@ -96,7 +96,7 @@ class PulsarTasks:
         self._resources: dict[type, Callable[[], Iterator[Any]]] = {}
         self._lock = threading.RLock()
         self._connection: _Connection | None = None
-        self.publishing = Publishing(self.publish_many, lambda: self._connect().threads)
+        self.publishing = Publishing(self.publish_many, lambda: self._connect().threads, alone=bool(middleware))
 
     # Definition
 
@@ -416,7 +416,7 @@ def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
                 "for several subscriptions define the topic with app.topic()"
             )
         # Whoever consumes the topic gets the messages of both, so what a consumer is made of must be the same.
-        for option in ("mode", "concurrency", "prefetch", "start", "batching", "compression"):
+        for option in ("mode", "concurrency", "prefetch", "start", "batching", "compression", "durable"):
             mine, theirs = getattr(task.options, option), getattr(other.options, option)
             if mine != theirs:
                 raise ConfigurationError(

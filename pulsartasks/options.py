@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from pulsartasks.errors import ConfigurationError
@@ -53,6 +53,7 @@ class TaskKeywords(TypedDict, total=False):
     soft_time_limit: float | None
     batching: bool
     compression: Compression | None
+    durable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,9 @@ class TaskOptions:
     a whole, and until all of it is acknowledged a crash or a release brings all of it again."""
     compression: Compression | None = None
     """How Pulsar's client packs the task's messages; None: not at all."""
+    durable: bool = True
+    """False: calls are not stored but handed to a worker that is there, acknowledged before they run: at most once, in
+    a fraction of the time. Retries and dead letters are stored."""
 
     @property
     def ordered(self) -> bool:
@@ -137,7 +141,7 @@ class TaskOptions:
         options = cls(**keywords)
         for complaint in options._complaints():
             raise ConfigurationError(f"task {task!r}: {complaint}")
-        return options
+        return options if options.durable else replace(options, ack="early")
 
     def _complaints(self) -> Iterator[str]:
         """What is wrong, first things first: a check may rely on those before it."""
@@ -166,6 +170,7 @@ class TaskOptions:
             "expires": (_is_limit, "seconds, more than 0"),
             "soft_time_limit": (_is_limit, "seconds, more than 0"),
             "batching": (lambda batching: isinstance(batching, bool), "True or False"),
+            "durable": (lambda durable: isinstance(durable, bool), "True or False"),
             "compression": ((None, *get_args(Compression)).__contains__, f"one of {', '.join(get_args(Compression))}"),
         }
         for option, (accepts, wanted) in checks.items():
@@ -177,8 +182,19 @@ class TaskOptions:
             yield "ack='manual' is done by self.ack(); write bind=True, and self as the first parameter"
         if self.batching and self.ack == "early":
             yield "batching=True may bring again what was acknowledged, so ack='early' would not be at most once"
+        if not self.durable:
+            yield from self._fleeting_complaints()
         if self.once and self.ack != "late":
             yield f"once=True records a success before the acknowledgement, so ack={self.ack!r} must be left out"
+
+    def _fleeting_complaints(self) -> Iterator[str]:
+        """What cannot be had of calls that are not stored."""
+        usual = TaskOptions(ack=self.ack if self.ack == "early" else "late")
+        for option in ("mode", "ack", "start", "max_crashes", "once"):
+            if getattr(self, option) != getattr(usual, option):
+                yield f"durable=False stores no call that could come again or wait, so {option} must be left out"
+        if not isinstance(self.topic, (str, type(None))):
+            yield "durable=False is for calls of one task, and this one handles the events of app.topic()"
 
 
 def check_names(given: Collection[str], known: Collection[str], *, what: str) -> None:

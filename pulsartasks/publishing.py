@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextvars import ContextVar, Token, copy_context
+from functools import partial
 from typing import TypeVar
 
 from typing_extensions import ParamSpec
@@ -19,6 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PublishMany = Callable[[Sequence[Publication]], list[str | PulsarTasksError]]
+Answers = Sequence["asyncio.Future[str]"]
 Aside = Callable[[PublishMany, Sequence[Publication]], Awaitable[list[str | PulsarTasksError]]]
 
 
@@ -48,9 +50,12 @@ class Block:
 class Publishing:
     """What an app's calls and events are sent by; ``with app.publishing():`` sends those of a block together."""
 
-    def __init__(self, publish_many: PublishMany, threads: Callable[[], Executor]) -> None:
+    def __init__(self, publish_many: PublishMany, threads: Callable[[], Executor], *, alone: bool) -> None:
         self._publish_many = publish_many
         self._threads = threads
+        self._alone = alone
+        """Each from asyncio by itself, since what goes around it may want to know the context of its caller."""
+        self._departing: dict[tuple[object, str], list[tuple[Publication, asyncio.Future[str]]]] = {}
         self._block: ContextVar[Block | None] = ContextVar("block", default=None)
 
     def __call__(self) -> Together:
@@ -90,6 +95,52 @@ class Publishing:
         if isinstance(confirmed, Exception):
             raise confirmed
         return confirmed
+
+    async def asend(self, publication: Publication) -> str:
+        """`send` from asyncio, whose loop goes on; what its tasks send to a topic in the same turn shares a round trip.
+
+        Whoever is cancelled meanwhile does not know whether it was sent.
+        """
+        block = self._block.get()
+        if block is not None and block.add(publication):
+            return ""
+        if self._alone:
+            return await self.aside(self.send, publication)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[str] = loop.create_future()
+        departing = self._departing.setdefault((loop, publication.topic), [])
+        departing.append((publication, answer))
+        if len(departing) == 1:
+            loop.call_soon(self._depart, loop, publication.topic)
+        return await answer
+
+    def _depart(self, loop: asyncio.AbstractEventLoop, topic: str) -> None:
+        going = [each for each in self._departing.pop((loop, topic)) if not each[1].done()]
+        answers = [answer for _, answer in going]
+        try:
+            # Not a task: whoever cancels all tasks must not take away the answer that another one waits for.
+            sending = loop.run_in_executor(
+                self._threads(), self._publish_many, [publication for publication, _ in going]
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
+            _answer(answers, [error for _ in answers])
+        else:
+            sending.add_done_callback(partial(_answer_all, answers))
+
+
+def _answer_all(answers: Answers, sending: asyncio.Future[list[str | PulsarTasksError]]) -> None:
+    error = sending.exception()
+    _answer(answers, sending.result() if error is None else [error for _ in answers])
+
+
+def _answer(answers: Answers, outcomes: Sequence[str | BaseException]) -> None:
+    for answer, outcome in zip(answers, outcomes, strict=True):
+        if answer.done():
+            continue  # it was cancelled meanwhile
+        if isinstance(outcome, BaseException):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
 
 
 class Together:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, Protocol, TypeVar
 
-from pulsartasks.errors import PulsarTasksError, ResultTimeoutError, UnreadableMessageError
+from pulsartasks.errors import InvalidArgumentsError, PulsarTasksError, ResultTimeoutError, UnreadableMessageError
 from pulsartasks.publishing import Block
 from pulsartasks.results.base import Result, ResultStore, State
 from pulsartasks.serializers import PayloadCodec
@@ -40,14 +40,17 @@ class AsyncResult(Generic[R]):
         self._result: Result | None = None
         self.block: Block | None = None
         """Of what it leaves with, if it was called in a block of ``app.publishing()``."""
+        self.durable = True
+        """Whether the call waits for a worker; else nobody may ever answer."""
 
     def get(self, timeout: float | None = None) -> R:
         """The task's return value, as soon as the worker pushes it; nothing is polled.
 
         Args:
-            timeout: seconds to wait; None waits without end.
+            timeout: seconds to wait; None waits without end, which a task with ``durable=False`` does not allow.
 
         Raises:
+            InvalidArgumentsError: no timeout, and the task has ``durable=False``.
             ResultTimeoutError: nothing came within `timeout`; the task may still run.
             PulsarTasksError: the task keeps no results (``ignore_result=True``), or the call was not sent yet.
             UnreadableMessageError: what the task returned does not fit its return annotation.
@@ -56,6 +59,10 @@ class AsyncResult(Generic[R]):
                 `TaskError`.
         """
         if self._result is None:
+            if timeout is None and not self.durable:
+                raise InvalidArgumentsError(
+                    f"{self.task} has durable=False, so its result may never come: give a timeout"
+                )
             if self.block is not None and self.block.unsent:
                 raise PulsarTasksError(f"no result of {self.task}[{self.id}]: {self.block.unsent}")
             self._result = self._kept_results().wait(self.id, timeout, pushed=self._sent_here)

@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks.context import TaskContext
-from pulsartasks.errors import ConfigurationError
+from pulsartasks.errors import ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import ETA, EXPIRES, REPLY_TO, TASK, TASK_ID, Publication, Request, milliseconds, new_task_id
 from pulsartasks.options import TaskOptions
 from pulsartasks.publishing import Block, Publishing
@@ -24,7 +24,15 @@ from pulsartasks.results.base import ResultStore
 from pulsartasks.serializers import CallCodec, PayloadCodec, is_data, type_hints
 from pulsartasks.signature import CallKeywords, CallOptions, Signature, check_key
 from pulsartasks.topic import Topic
-from pulsartasks.topics import call_topic, dead_letter_topic, delayed_topic, qualify, retry_topic
+from pulsartasks.topics import (
+    call_topic,
+    dead_letter_topic,
+    delayed_topic,
+    durable_topic,
+    qualify,
+    retry_topic,
+    volatile_topic,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,15 +91,18 @@ class Task(Generic[P, R]):
     def topics(self) -> TaskTopics:
         event = self.event_topic
         work = event.full_name if event is not None else self._host.qualify(self.options.topic or self.name)
+        stored = work
+        if not self.options.durable:
+            work, stored = volatile_topic(work), durable_topic(work)
         dead_letter = self.options.dead_letter
         return TaskTopics(
             work=work,
             calls=work if event is None else call_topic(work, self.subscription),
-            retry=retry_topic(work, self.subscription),
-            delayed=delayed_topic(work, self.subscription),
+            retry=retry_topic(stored, self.subscription),
+            delayed=delayed_topic(stored, self.subscription),
             dead_letter=self._host.qualify(dead_letter)
             if isinstance(dead_letter, str)
-            else (dead_letter_topic(work, self.subscription) if dead_letter else None),
+            else (dead_letter_topic(stored, self.subscription) if dead_letter else None),
         )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -124,7 +135,8 @@ class Task(Generic[P, R]):
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """`delay` from asyncio, whose loop goes on. Whoever is cancelled does not know whether it was sent."""
-        return await self._host.publishing.aside(self._send, args, kwargs, self.call_options)
+        publication = self.compose(args, kwargs, self.call_options)
+        return self._sent(publication, await self._host.publishing.asend(publication))
 
     def using(self, **options: Unpack[CallKeywords]) -> Task[P, R]:
         """The same task whose calls have these options (see `CallOptions`); still typed.
@@ -144,6 +156,8 @@ class Task(Generic[P, R]):
         options.check()
         now = time.time()
         due, expiry = options.due(now), options.expiry(now)
+        if due is not None and not self.options.durable:
+            raise InvalidArgumentsError(f"{self.name} has durable=False: nothing holds a call of it until it is due")
         if expiry is None and self.options.expires is not None:
             expiry = now + self.options.expires
         properties = {**options.headers, TASK: self.name, TASK_ID: options.task_id or new_task_id()}
@@ -167,7 +181,10 @@ class Task(Generic[P, R]):
 
     def _send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> AsyncResult[R]:
         publication = self.compose(args, kwargs, options)
-        block = None if self._host.publishing.send(publication) else self._host.publishing.block
+        return self._sent(publication, self._host.publishing.send(publication))
+
+    def _sent(self, publication: Publication, message_id: str) -> AsyncResult[R]:
+        block = None if message_id else self._host.publishing.block
         return self._handle(publication.properties[TASK_ID], sent_here=True, eta=publication.deliver_at, block=block)
 
     def _handle(
@@ -180,6 +197,7 @@ class Task(Generic[P, R]):
             task_id, store, self.result_codec, task=self.name, revoke=revoke, sent_here=sent_here
         )
         call.block = block
+        call.durable = self.options.durable
         return call
 
     def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:

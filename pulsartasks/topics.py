@@ -91,6 +91,20 @@ def call_topic(topic: str, subscription: str) -> str:
     return f"{topic}-{subscription}-CALL"
 
 
+def durable_topic(topic: str) -> str:
+    """The topic of the same name that stores its messages."""
+    return topic.replace("non-persistent://", "persistent://", 1)
+
+
+def volatile_topic(topic: str) -> str:
+    """The topic of the same name that stores nothing.
+
+    >>> volatile_topic("persistent://public/default/shop.pay")
+    'non-persistent://public/default/shop.pay'
+    """
+    return topic if not is_persistent(topic) else f"non-{topic}"
+
+
 def is_persistent(topic: str) -> bool:
     return topic.startswith("persistent://")
 

@@ -18,7 +18,7 @@ from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.middleware.base import Middleware
 from pulsartasks.options import ORDERED, Mode, Start
 from pulsartasks.task import Task
-from pulsartasks.topics import short_name
+from pulsartasks.topics import durable_topic, is_persistent, short_name
 from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
 from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.once import Once
@@ -161,9 +161,19 @@ class Worker:
 
     def _consume_shared(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
         topics = [name for t in tasks for name in (t.topics.work, t.topics.calls, t.topics.retry, t.topics.delayed)]
-        subscription = _subscription(settings, topics)
-        threads = settings.concurrency
-        return [SharedConsumer(self.app, subscription, self._executor, threads=threads, aside=_aside(tasks))]
+        stored, volatile = [t for t in topics if is_persistent(t)], [t for t in topics if not is_persistent(t)]
+        # Apart: what is not stored needs a long queue, and what is a short one.
+        return [
+            SharedConsumer(
+                self.app,
+                _subscription(settings, alike),
+                self._executor,
+                threads=settings.concurrency,
+                aside=_aside(tasks),
+            )
+            for alike in (stored, volatile)
+            if alike
+        ]
 
     def _consume_ordered(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
         ordered = _subscription(settings, [name for t in tasks for name in (t.topics.work, t.topics.calls)])
@@ -180,13 +190,13 @@ class Worker:
 def _select(app: PulsarTasks, topics: Collection[str] | None) -> list[Task[..., Any]]:
     tasks = list(app.tasks.values())
     if topics is not None:
-        wanted = {app.qualify(name) for name in topics}
-        known = {task.topics.work for task in tasks}
+        wanted = {durable_topic(app.qualify(name)) for name in topics}
+        known = {durable_topic(task.topics.work) for task in tasks}
         if missing := wanted - known:
             raise ConfigurationError(
                 f"no task consumes {short_name(min(missing))!r}; known are: {', '.join(sorted(map(short_name, known)))}"
             )
-        tasks = [task for task in tasks if task.topics.work in wanted]
+        tasks = [task for task in tasks if durable_topic(task.topics.work) in wanted]
     if not tasks:
         raise ConfigurationError(f"app {app.name!r} has no tasks; is the module imported that defines them?")
     return tasks

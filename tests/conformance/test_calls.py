@@ -187,6 +187,10 @@ WRONG_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "one at a time": ({"mode": "exclusive", "concurrency": 2}, "one message at a time"),
     "batching": ({"batching": 100}, "True or False"),
     "batching what was acknowledged": ({"batching": True, "ack": "early"}, "at most once"),
+    "fleeting and ordered": ({"durable": False, "mode": "key_shared"}, "durable=False"),
+    "fleeting and once": ({"durable": False, "once": True}, "durable=False"),
+    "fleeting and crashing": ({"durable": False, "max_crashes": 5}, "durable=False"),
+    "fleeting and acknowledged later": ({"durable": False, "ack": "manual", "bind": True}, "durable=False"),
     "compression": ({"compression": "rar"}, "one of lz4"),
     "topic name": ({"topic": "no spaces please"}, "topic"),
     "subscription name": ({"subscription": "a/b"}, "subscription"),
@@ -251,6 +255,13 @@ def test_handler_that_takes_more_than_the_payload_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="exactly one argument"):
         app.task(topic=app.topic("ordered", schema=Order), subscription="billing")(of_two)
+
+
+def test_handler_of_events_that_is_not_durable_is_refused() -> None:
+    app = PulsarTasks("shop", "memory://")
+
+    with pytest.raises(ConfigurationError, match="durable=False is for calls"):
+        app.task(topic=app.topic("ordered", schema=Order), durable=False)(of_order)
 
 
 def test_topic_defined_twice_is_refused() -> None:

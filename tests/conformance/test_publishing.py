@@ -149,18 +149,31 @@ def test_other_threads_and_tasks_that_outlive_the_block_send_by_themselves(
     assert counter.sent == [1, 1, 1]
 
 
-def test_calls_from_asyncio_are_sent_beside_each_other_and_the_loop_goes_on(
-    app: PulsarTasks, echo: Task[[str], str], start_worker: Workers
+@pytest.mark.parametrize("middleware", [[], [Middleware()]], ids=["bare", "middleware"])
+def test_calls_from_asyncio_are_sent_beside_each_other(
+    broker: BrokerUnderTest, name: str, start_worker: Workers, middleware: list[Middleware]
 ) -> None:
-    start_worker(app)
+    app = PulsarTasks(name, broker.url, middleware=middleware)
+
+    @app.task
+    def echo(text: str) -> str:
+        return text
+
     texts = [str(number) for number in range(100)]
 
     async def request() -> list[AsyncResult[str]]:
-        return await asyncio.gather(*(echo.adelay(text) for text in texts))
+        too_large = asyncio.create_task(echo.adelay("x" * 6_000_000))
+        calls = await asyncio.gather(*(echo.adelay(text) for text in texts))
+        with pytest.raises(MessageTooLargeError):
+            await too_large
+        return calls
 
     calls = asyncio.run(request())
 
+    worker = start_worker(app)
     assert [call.get(timeout=30) for call in calls] == texts
+    worker.stop()
+    app.close()
 
 
 def test_calls_from_asyncio_in_a_block_leave_with_it(
@@ -186,20 +199,27 @@ def test_wrong_call_from_asyncio_is_refused(app: PulsarTasks, counter: Counter, 
     assert counter.sent == []
 
 
-def test_cancelled_call_neither_stops_others_nor_the_end_of_the_loop(
-    broker: BrokerUnderTest, app: PulsarTasks, echo: Task[[str], str]
-) -> None:
-    async def request() -> None:
+def test_cancelled_call_neither_stops_others_nor_the_end_of_the_loop(broker: BrokerUnderTest, name: str) -> None:
+    app = PulsarTasks(name, broker.url)
+
+    @app.task
+    def echo(text: str) -> str:
+        return text
+
+    async def request(turns: int) -> None:
         given_up = [asyncio.create_task(echo.adelay("given up")) for _ in range(5)]
-        await asyncio.sleep(0)
+        wanted = asyncio.create_task(echo.adelay("wanted"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
         for call in given_up:
             call.cancel()
-        await echo.adelay("wanted")
+        await wanted
 
-    asyncio.run(request())
-    asyncio.run(echo.adelay("the next loop"))
+    for turns in range(4):
+        asyncio.run(request(turns))
 
-    wait_until(lambda: 2 <= broker.backlog(echo.topics.work, echo.subscription) <= 7, "the calls were not sent")
+    wait_until(lambda: 4 <= broker.backlog(echo.topics.work, echo.subscription) <= 24, "the calls were not sent")
+    app.close()
 
 
 @pytest.mark.guarantee(1)

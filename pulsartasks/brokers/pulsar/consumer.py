@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import pulsar
 import structlog
@@ -100,6 +101,7 @@ class PulsarConsumer(Consumer):
             self.release(delivery)  # for whoever has the key
             return None
         if not is_persistent(delivery.topic):  # sent once or never, and all under the same id
+            delivery.message_id = uuid4().hex  # what is told of one of them must not be believed of the others
             return delivery
         state = self._progress.start(delivery.message_id)
         if state == "finished":  # its acknowledgement was lost with the connection
