@@ -36,19 +36,29 @@ class Contender:
     """What outlives a power cut, and a worker's death."""
 
     settings: tuple[tuple[str, str], ...] = ()
-    only_latency: bool = False
+    parts: str = "all"
+    """Or only ``drain``, or only ``latency``."""
 
+
+IDLE = 2.0
+HALF_LOAD = 1.5
+"""Seconds for which a worker is left alone, and for which tasks come at half the rate of the drain."""
 
 DURABLE = "confirmed on disk; a worker's death loses nothing"
 SECOND = "a power cut may lose a second"
 CONTENDERS = (
     Contender("pulsartasks, Pulsar", "ours", "pulsar", 1, DURABLE),
-    Contender("  batched", "ours", "pulsar", 1, DURABLE, (("batching", "yes"),)),
-    Contender("  durable=False", "ours", "pulsar", 0.1, "nothing: at most once", (("volatile", "yes"),), True),
-    Contender("bare Pulsar client", "bare", "pulsar", 1, DURABLE),
-    Contender("  queue of 1000", "bare", "pulsar", 1, DURABLE, (("prefetch", "1000"),)),
-    Contender("  batched", "bare", "pulsar", 1, DURABLE, (("batching", "yes"),)),
-    Contender("pulsartasks, local", "ours", "local", 0.5, "as SQLite's write-ahead log; a worker's death loses nothing"),
+    Contender("pulsartasks, prefetch=1000", "ours", "pulsar", 1, DURABLE, (("prefetch", "1000"),), "drain"),
+    Contender("pulsartasks, batching=True", "ours", "pulsar", 1, DURABLE, (("batching", "yes"),), "drain"),
+    Contender(
+        "pulsartasks, durable=False", "ours", "pulsar", 0.1, "nothing: at most once", (("volatile", "yes"),), "latency"
+    ),
+    Contender("bare client, queue of 16", "bare", "pulsar", 1, DURABLE),
+    Contender("bare client, queue of 1000", "bare", "pulsar", 1, DURABLE, (("prefetch", "1000"),), "drain"),
+    Contender("bare client, batched", "bare", "pulsar", 1, DURABLE, (("batching", "yes"),), "drain"),
+    Contender(
+        "pulsartasks, local", "ours", "local", 0.5, "as SQLite's write-ahead log; a worker's death loses nothing"
+    ),
     Contender("Celery, Redis", "celery", "redis", 0.15, f"{SECOND}; a worker's death loses its tasks"),
     Contender("Celery, RabbitMQ", "celery", "rabbitmq", 0.15, "confirmed; a worker's death loses its tasks"),
     Contender("Dramatiq, Redis", "dramatiq", "redis", 0.3, f"{SECOND}; a worker's death loses nothing"),
@@ -82,10 +92,10 @@ class Trial:
         self._env["PYTHONPATH"] = str(environment.CHECKOUT)
         self.reader = Reader(notes)
 
-    def publisher(self, action: str, count: int, rate: float = 0) -> Figures:
+    def publisher(self, action: str, count: int, rate: float = 0, settings: Mapping[str, str] | None = None) -> Figures:
         """Runs the calling side to its end."""
         words = ["-m", "benchmarks.publisher", self._contender.peer, action, str(count), str(rate)]
-        figures: Figures = answer([self._python, *words], self._env)
+        figures: Figures = answer([self._python, *words], {**self._env, **(settings or {})}, timeout=900)
         return figures
 
     def worker(self, processes: int) -> tuple[list[str], Mapping[str, str], Path]:
@@ -96,22 +106,24 @@ class Trial:
 
     def ran(self, total: int) -> None:
         """Waits until so many tasks have run in all."""
-        wait_for(lambda: self.reader.poll() >= total, f"{total} tasks had not run, only {len(self.reader.records)}")
+        wait_for(lambda: self.reader.poll() >= total, f"{total} tasks of {self._contender.name} did not run")
 
 
 def measure(contender: Contender, servers: Servers, tasks: int) -> Figures:
     """All figures of one run."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if contender.only_latency:
+        if contender.parts == "latency":
             return _latencies(Trial(contender, servers, folder), {})
         count = max(200, int(tasks * contender.share))
-        first = Trial(contender, servers, folder)
-        one_by_one = min(count, 500 if contender.server == "pulsar" else 1000)
-        figures = {"publish": first.publisher("one_by_one", one_by_one)["per_second"]}
+        first, second = (Trial(contender, servers, folder) for _ in range(2))
+        figures: dict[str, float] = {}
+        one_by_one = 0
+        if contender.parts == "all":
+            one_by_one = min(count, 400 if contender.server == "pulsar" else 1000)
+            figures["publish"] = first.publisher("one_by_one", one_by_one)["per_second"]
         first.publisher("fill", count - one_by_one)
-        figures |= _drained(first, count, 1, then_latencies=True)
-        second = Trial(contender, servers, folder)
+        figures |= _drained(first, count, 1, then_latencies=contender.parts == "all")
         second.publisher("fill", count)
         return {**figures, **_drained(second, count, 2)}
 
@@ -138,14 +150,14 @@ def _latencies(trial: Trial, figures: dict[str, float]) -> dict[str, float]:
 def _idle(trial: Trial, pid: int, drain: float) -> dict[str, float]:
     """Latency one at a time, memory and processor time of a worker that waits, then latency at half the drain's rate."""
     before = trial.reader.poll()
-    trial.publisher("alone", 150)
-    trial.ran(before + 150)
+    trial.publisher("alone", 100)
+    trial.ran(before + 100)
     figures = {"pss_mb": pss_mb(pid)} | _quantiles(trial, before, "alone")
     cpu = cpu_seconds(pid)
-    time.sleep(2)
-    figures["idle_cpu"] = (cpu_seconds(pid) - cpu) / 2 * 100
+    time.sleep(IDLE)
+    figures["idle_cpu"] = (cpu_seconds(pid) - cpu) / IDLE * 100
     before = trial.reader.poll()
-    count = max(50, int(drain / 2 * 2))
+    count = max(50, int(drain / 2 * HALF_LOAD))
     figures["half_rate"] = trial.publisher("paced", count, drain / 2)["per_second"]
     trial.ran(before + count)
     return figures | _quantiles(trial, before, "half")

@@ -41,7 +41,13 @@ def running(command: Sequence[str], env: Mapping[str, str], log: Path) -> Iterat
     """A worker in a session of its own, ended in order; its process id."""
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            command, cwd=CHECKOUT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+            command,
+            cwd=CHECKOUT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
     try:
         yield process.pid
@@ -66,7 +72,7 @@ def answer(command: Sequence[str], env: Mapping[str, str] | None = None, timeout
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout: float = 300) -> None:
     """Returns within 2 ms of `condition`.
 
     Raises:

@@ -41,7 +41,7 @@ def fill(peer: Any, count: int, _rate: float) -> dict[str, float]:
     """Publishes many as fast as the peer can; not measured."""
     if hasattr(peer, "fill"):
         peer.fill(count)
-    else:
+    elif count > 1:
         one_by_one(peer, count, 0)
     return {}
 

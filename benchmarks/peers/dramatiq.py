@@ -3,7 +3,6 @@
 RabbitMQ: durable queue, persistent, with ``confirm_delivery`` as its guide advises where a message must not be lost.
 """
 
-
 import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker

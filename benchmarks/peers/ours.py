@@ -5,6 +5,7 @@ from pulsartasks import PulsarTasks
 
 app = PulsarTasks(setting("queue"), setting("url"))
 options = {"batching": True} if setting("batching") else {"durable": False} if setting("volatile") else {}
+options |= {"prefetch": int(setting("prefetch"))} if setting("prefetch") else {}
 
 
 @app.task(ignore_result=True, **options)
@@ -16,7 +17,10 @@ publish = note.delay
 
 
 def fill(count: int) -> None:
-    app.publish_many([note.s(now()).publication() for _ in range(count)])
+    delay = float(setting("countdown", "0")) or None
+    while count > 0:
+        app.publish_many([note.using(countdown=delay).s(now()).publication() for _ in range(min(count, 5000))])
+        count -= 5000
 
 
 def worker(processes: int) -> list[str]:
