@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def main(tasks: int, runs: int, only: str, large: bool, report_file: Path | None
     with tempfile.TemporaryDirectory() as folder, servers(Path(folder)) as started:
         if large:
             for count in (10_000, 1_000_000):
-                report.note(report.scale, f"backlog of {count:,}", lambda count=count: scale.backlog(started, count))
+                report.note(report.scale, f"backlog of {count:,}", partial(scale.backlog, started, count))
         else:
             for number in range(runs):
                 click.echo(f"Run {number + 1} of {runs}", err=True)
@@ -135,7 +136,7 @@ def _run(report: Report, started: Servers, tasks: int, only: str) -> None:
     """Everything once, so that a disturbance of some seconds does not meet all runs of one contender."""
     for one in CONTENDERS:
         if only in f"{one.name} {one.peer} {one.server}".lower():
-            report.note(report.contenders, one.name, lambda one=one: measure(one, started, tasks))
+            report.note(report.contenders, one.name, partial(measure, one, started, tasks))
     chosen = [line for line in LINES if only in line.workload]
     wanted = dict.fromkeys(name for line in chosen for name in (line.workload, line.bare) if name)
     shares = {line.workload: line.share for line in LINES} | {
@@ -143,13 +144,13 @@ def _run(report: Report, started: Servers, tasks: int, only: str) -> None:
     }
     for name in wanted:
         count = max(10, int(tasks * shares[name]))
-        report.note(report.workloads, name, lambda name=name, count=count: _workload(name, started, count))
+        report.note(report.workloads, name, partial(_workload, name, started, count))
 
 
 def _scale(report: Report, started: Servers, tasks: int, only: str) -> None:
     for name, (step, share) in SCALE.items():
         if only in name:
-            report.note(report.scale, name, lambda step=step, share=share: step(started, int(tasks * share)))
+            report.note(report.scale, name, partial(step, started, int(tasks * share)))
 
 
 def _workload(name: str, started: Servers, count: int) -> Figures:

@@ -1,4 +1,4 @@
-"""Every contender through the same steps: publish, fill, drain with 1 and 2 processes, latency idle and at half load."""
+"""All contenders through the same steps: publish, fill, drain with 1 and 2 processes, latency alone and loaded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from benchmarks.probe import Reader
@@ -92,16 +93,14 @@ class Trial:
         self._env["PYTHONPATH"] = str(environment.CHECKOUT)
         self.reader = Reader(notes)
 
-    def publisher(self, action: str, count: int, rate: float = 0, settings: Mapping[str, str] | None = None) -> Figures:
-        """Runs the calling side to its end."""
+    def publisher(self, action: str, count: int, rate: float = 0, settings: Mapping[str, str] | None = None) -> Any:
+        """Runs the calling side to its end and gives what it printed."""
         words = ["-m", "benchmarks.publisher", self._contender.peer, action, str(count), str(rate)]
-        figures: Figures = answer([self._python, *words], {**self._env, **(settings or {})}, timeout=900)
-        return figures
+        return answer([self._python, *words], {**self._env, **(settings or {})}, timeout=900)
 
     def worker(self, processes: int) -> tuple[list[str], Mapping[str, str], Path]:
         """What `running` needs, as the contender's own file says."""
-        ask = f"import json; from benchmarks.peers.{self._contender.peer} import worker; print(json.dumps(worker({processes})))"
-        command = answer([self._python, "-c", f"{ask}; import os, sys; sys.stdout.flush(); os._exit(0)"], self._env)
+        command: list[str] = self.publisher("command", processes)
         return [_located(command[0], self._env["PATH"]), *command[1:]], self._env, self._log
 
     def ran(self, total: int) -> None:
@@ -148,7 +147,7 @@ def _latencies(trial: Trial, figures: dict[str, float]) -> dict[str, float]:
 
 
 def _idle(trial: Trial, pid: int, drain: float) -> dict[str, float]:
-    """Latency one at a time, memory and processor time of a worker that waits, then latency at half the drain's rate."""
+    """Latency one at a time, what a worker that waits takes, then latency at half the drain's rate."""
     before = trial.reader.poll()
     trial.publisher("alone", 100)
     trial.ran(before + 100)

@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ PATIENCE = 30.0
 def main(peer_name: str, action: str, count: int, rate: float) -> None:
     """Imports the peer, does it and ends at once: what a client library does at exit is not measured."""
     peer = importlib.import_module(f"benchmarks.peers.{peer_name}")
-    actions = {"one_by_one": one_by_one, "fill": fill, "alone": alone, "paced": paced}
+    actions: dict[str, Callable[[Any, int, float], object]] = {
+        "one_by_one": one_by_one,
+        "fill": fill,
+        "alone": alone,
+        "paced": paced,
+        "command": command,
+    }
     figures = actions[action](peer, count, rate)
     print(json.dumps(figures), flush=True)
     os._exit(0)
@@ -78,6 +85,12 @@ def paced(peer: Any, count: int, rate: float) -> dict[str, float]:
             sent += due
         time.sleep(0.002)
     return {"per_second": (count - 1) / (now() - began)}
+
+
+def command(peer: Any, processes: int, _rate: float) -> list[str]:
+    """The words that start its worker."""
+    words: list[str] = peer.worker(processes)
+    return words
 
 
 if __name__ == "__main__":

@@ -60,7 +60,10 @@ def bootstrap_python() -> Path:
 def peers() -> Path:
     """The `bin` of an environment with what the benchmarks compare with, in the cache; ours is not in it."""
     lock = LOCKS / "bench.txt"
-    return make_whole(f"peers/{_python_version()}-{_digest(lock.read_bytes())}", lambda target: _peers(target, lock)) / "bin"
+    return (
+        make_whole(f"peers/{_python_version()}-{_digest(lock.read_bytes())}", lambda target: _peers(target, lock))
+        / "bin"
+    )
 
 
 def uv(*arguments: str | Path) -> None:
@@ -85,8 +88,8 @@ def _bootstrap(target: Path, lock: Path) -> None:
 def _peers(target: Path, lock: Path) -> None:
     say("Setting up the peers of the benchmarks ...")
     uv("venv", "-q", "--relocatable", "--python", _base_python(), target)
-    hashed = ["--require-hashes", "--build-constraints", lock]
-    uv("pip", "sync", "-q", "--python", target / "bin" / "python", *hashed, lock)
+    python = target / "bin" / "python"
+    uv("pip", "sync", "-q", "--python", python, "--require-hashes", "--build-constraints", lock, lock)
 
 
 def _sync(profile: str) -> None:

@@ -1,10 +1,13 @@
 """pulsartasks on Pulsar or on the embedded broker, all defaults but ``ignore_result`` and the level of the log."""
 
+from typing import Any
+
 from benchmarks.probe import now, ran, setting
 from pulsartasks import PulsarTasks
 
 app = PulsarTasks(setting("queue"), setting("url"))
-options = {"batching": True} if setting("batching") else {"durable": False} if setting("volatile") else {}
+options: dict[str, Any] = {"batching": True} if setting("batching") else {}
+options |= {"durable": False} if setting("volatile") else {}
 options |= {"prefetch": int(setting("prefetch"))} if setting("prefetch") else {}
 
 
