@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from benchmarks.probe import Reader
-from benchmarks.processes import answer, cpu_seconds, pss_mb, running, wait_for
+from benchmarks.processes import answer, cpu_seconds, pss_mb, running, tree, wait_for
 from benchmarks.servers import Servers
 from tools import environment
 
@@ -47,6 +47,7 @@ HALF_LOAD = 1.5
 
 DURABLE = "confirmed on disk; a worker's death loses nothing"
 SECOND = "a power cut may lose a second"
+CELERY_REDIS = f"{SECOND}; a worker's death loses its tasks"
 CONTENDERS = (
     Contender("pulsartasks, Pulsar", "ours", "pulsar", 1, DURABLE),
     Contender("pulsartasks, prefetch=1000", "ours", "pulsar", 1, DURABLE, (("prefetch", "1000"),), "drain"),
@@ -54,13 +55,15 @@ CONTENDERS = (
     Contender(
         "pulsartasks, durable=False", "ours", "pulsar", 0.1, "nothing: at most once", (("volatile", "yes"),), "latency"
     ),
+    Contender("pulsartasks, with results", "ours", "pulsar", 0.5, DURABLE, (("results", "yes"),), "drain"),
     Contender("bare client, queue of 16", "bare", "pulsar", 1, DURABLE),
     Contender("bare client, queue of 1000", "bare", "pulsar", 1, DURABLE, (("prefetch", "1000"),), "drain"),
     Contender("bare client, batched", "bare", "pulsar", 1, DURABLE, (("batching", "yes"),), "drain"),
     Contender(
         "pulsartasks, local", "ours", "local", 0.5, "as SQLite's write-ahead log; a worker's death loses nothing"
     ),
-    Contender("Celery, Redis", "celery", "redis", 0.15, f"{SECOND}; a worker's death loses its tasks"),
+    Contender("Celery, Redis", "celery", "redis", 0.15, CELERY_REDIS),
+    Contender("Celery, Redis, with results", "celery", "redis", 0.1, CELERY_REDIS, (("results", "yes"),), "drain"),
     Contender("Celery, RabbitMQ", "celery", "rabbitmq", 0.15, "confirmed; a worker's death loses its tasks"),
     Contender("Dramatiq, Redis", "dramatiq", "redis", 0.3, f"{SECOND}; a worker's death loses nothing"),
     Contender("Dramatiq, RabbitMQ", "dramatiq", "rabbitmq", 0.3, "confirmed; a worker's death loses nothing"),
@@ -151,7 +154,9 @@ def _idle(trial: Trial, pid: int, drain: float) -> dict[str, float]:
     before = trial.reader.poll()
     trial.publisher("alone", 100)
     trial.ran(before + 100)
-    figures = {"pss_mb": pss_mb(pid)} | _quantiles(trial, before, "alone")
+    figures = {"pss_mb": pss_mb(tree(pid)), "largest_mb": max(pss_mb([one]) for one in tree(pid))} | _quantiles(
+        trial, before, "alone"
+    )
     cpu = cpu_seconds(pid)
     time.sleep(IDLE)
     figures["idle_cpu"] = (cpu_seconds(pid) - cpu) / IDLE * 100

@@ -30,9 +30,9 @@ def cpu_seconds(pid: int) -> float:
     return sum(sum(map(int, _fields(one)[11:15])) for one in tree(pid)) / TICKS
 
 
-def pss_mb(pid: int) -> float:
-    """Memory of a tree, shared pages divided among those who share them."""
-    lines = (line for one in tree(pid) for line in _text(Path(f"/proc/{one}/smaps_rollup")).splitlines())
+def pss_mb(processes: Sequence[int]) -> float:
+    """Memory of some processes, shared pages divided among those who share them."""
+    lines = (line for one in processes for line in _text(Path(f"/proc/{one}/smaps_rollup")).splitlines())
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from benchmarks.contenders import CONTENDERS, Contender, Trial
 from benchmarks.probe import now
-from benchmarks.processes import pss_mb, running
+from benchmarks.processes import pss_mb, running, tree
 from benchmarks.servers import Servers
 from pulsartasks import PulsarTasks
 from pulsartasks.worker.logs import configure_logging
@@ -29,12 +29,12 @@ def delayed(servers: Servers, count: int) -> Figures:
         trial = Trial(_ours(), servers, Path(folder))
         with running(*trial.worker(1)) as pid:
             trial.publisher("alone", 20)
-            before = pss_mb(pid)
+            before = pss_mb(tree(pid))
             began = now()
             trial.publisher("fill", count, settings={"BENCH_COUNTDOWN": "3600"})
             seconds = now() - began
             trial.publisher("alone", 20)
-            return {"delayed": count, "grown_mb": pss_mb(pid) - before, "published_per_second": count / seconds}
+            return {"delayed": count, "grown_mb": pss_mb(tree(pid)) - before, "published_per_second": count / seconds}
 
 
 def backlog(servers: Servers, count: int, prefetch: str = "1000") -> Figures:
@@ -45,11 +45,11 @@ def backlog(servers: Servers, count: int, prefetch: str = "1000") -> Figures:
         trial.publisher("fill", count)
         with running(*trial.worker(1)) as pid:
             trial.ran(min(count, 5000))
-            before = pss_mb(pid)
+            before = pss_mb(tree(pid))
             trial.ran(count)
             instants = [ran for _, ran in trial.reader.records]
             rate = (count - 1) / (max(instants) - min(instants))
-            return {"backlog": count, "per_second": rate, "grown_mb": pss_mb(pid) - before}
+            return {"backlog": count, "per_second": rate, "grown_mb": pss_mb(tree(pid)) - before}
 
 
 def fan_out(servers: Servers, count: int) -> Figures:

@@ -22,6 +22,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "half p50 ms": ("half_p50", "{:.2f}"),
     "half p99": ("half_p99", "{:.1f}"),
     "PSS MB": ("pss_mb", "{:.0f}"),
+    "largest MB": ("largest_mb", "{:.0f}"),
     "idle CPU %": ("idle_cpu", "{:.1f}"),
 }
 

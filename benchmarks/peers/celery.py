@@ -9,9 +9,9 @@ from kombu import Queue
 
 from benchmarks.probe import ran, setting
 
-app = Celery("bench", broker=setting("url"))
+app = Celery("bench", broker=setting("url"), backend=setting("url") if setting("results") else None)
 app.conf.update(
-    task_ignore_result=True,
+    task_ignore_result=not setting("results"),
     task_default_queue=setting("queue"),
     task_queues=[Queue(setting("queue"), routing_key=setting("queue"))],
     worker_prefetch_multiplier=128,

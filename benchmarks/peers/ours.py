@@ -11,7 +11,7 @@ options |= {"durable": False} if setting("volatile") else {}
 options |= {"prefetch": int(setting("prefetch"))} if setting("prefetch") else {}
 
 
-@app.task(ignore_result=True, **options)
+@app.task(ignore_result=not setting("results"), **options)
 def note(called: float) -> None:
     ran(called)
 
