@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -20,9 +22,9 @@ import pulsar
 
 from pulsartasks import PulsarTasks
 from pulsartasks.brokers.base import Subscription
-from pulsartasks.middleware.metrics import Metrics
 from pulsartasks.options import TaskOptions
 from pulsartasks.worker.logs import configure_logging
+from pulsartasks.worker.metrics import Metrics
 from pulsartasks.worker.worker import Worker
 
 VALUE = b'{"args":[1,2],"kwargs":{}}'
@@ -165,10 +167,11 @@ def drain(url: str, count: int, *, ignore_result: bool = True) -> Rate:
         return x + y
 
     app.publish_many([add.s(1, 2).publication() for _ in range(count)])
-    worker = Worker(app, concurrency=1, middleware=[Metrics()])
-    worker.start()
-    done.wait()
-    worker.stop()
+    with TemporaryDirectory() as folder:
+        worker = Worker(app, concurrency=1, middleware=[Metrics(app.tasks, Path(folder))])
+        worker.start()
+        done.wait()
+        worker.stop()
     app.close()
     wall, cpu = (end - start for start, end in zip(began[0], ended[0], strict=True))
     return Rate(per_second=count / wall, cpu_us=cpu / count * 1_000_000)

@@ -21,8 +21,8 @@ import structlog
 from pulsartasks.app import PulsarTasks
 from pulsartasks.errors import AuthenticationError, AuthorizationError, ConfigurationError
 from pulsartasks.middleware.base import Middleware
-from pulsartasks.plugins import load
 from pulsartasks.worker.logs import configure_logging
+from pulsartasks.worker.metrics import METRICS_FOLDER, Metrics
 from pulsartasks.worker.worker import Worker
 
 CANNOT_START = 78
@@ -96,7 +96,7 @@ def run(options: ChildOptions) -> int:
         raise ConfigurationError(
             "memory:// is within one process, so this worker would get nothing; use local://, or app.testing() in tests"
         )
-    worker = Worker(app, concurrency=options.concurrency, topics=options.topics, middleware=_metrics())
+    worker = Worker(app, concurrency=options.concurrency, topics=options.topics, middleware=_metrics(app))
     threading.Thread(target=_await_order, args=[stop], name="pulsartasks-orders", daemon=True).start()
     _log.info("worker.loaded", app=app.name, broker=app.broker_url.partition("?")[0], tasks=len(worker.tasks))
     worker.start(give_up, journal_begun=lambda path: _tell(options.report_to, Report(journal=str(path))))
@@ -157,11 +157,9 @@ def _tell(descriptor: int, report: Report) -> bool:
     return True
 
 
-def _metrics() -> list[Middleware]:
-    try:
-        return [load("middleware", "metrics").Metrics()]
-    except ConfigurationError:  # the extra is not installed: the supervisor's /metrics says so
-        return []
+def _metrics(app: PulsarTasks) -> list[Middleware]:
+    folder = os.environ.get(METRICS_FOLDER)
+    return [Metrics(app.tasks, Path(folder))] if folder else []
 
 
 if __name__ == "__main__":

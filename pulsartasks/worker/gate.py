@@ -10,11 +10,15 @@ PATIENCE = 10.0
 
 
 class Gate:
-    """Counts what runs in a process; all threads pass through it."""
+    """Knows what runs in a process; all threads pass through it.
+
+    They take no lock while it is open: each first says that it is inside and then looks whether the gate is closed,
+    while a suspect first closes it and then looks who is inside, so that one of the two sees the other.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
+        self._inside: set[int] = set()  # of thread ids
         self._closed = False
 
     @property
@@ -22,16 +26,16 @@ class Gate:
         return self._closed
 
     def enter(self) -> None:
-        with self._changed:
-            while self._closed:
-                self._changed.wait()
-            self._inside += 1
+        thread = threading.get_ident()
+        self._inside.add(thread)
+        while self._closed:
+            self._leave(thread)
+            with self._changed:
+                self._changed.wait_for(lambda: not self._closed)
+            self._inside.add(thread)
 
     def leave(self) -> None:
-        with self._changed:
-            self._inside -= 1
-            if self._closed:
-                self._changed.notify_all()
+        self._leave(threading.get_ident())
 
     def close(self) -> None:
         """Wait until nothing else runs, and let nothing begin until `open`."""
@@ -43,6 +47,12 @@ class Gate:
         with self._changed:
             self._closed = False
             self._changed.notify_all()
+
+    def _leave(self, thread: int) -> None:
+        self._inside.discard(thread)
+        if self._closed:
+            with self._changed:
+                self._changed.notify_all()
 
     def _try_to_close(self) -> bool:
         with self._changed:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from pulsartasks.errors import ConfigurationError
+from pulsartasks.worker.metrics import METRICS_FOLDER, collect
 
 Answer = tuple[HTTPStatus, str, bytes]
 _TEXT = "text/plain; charset=utf-8"
@@ -20,16 +22,16 @@ _TEXT = "text/plain; charset=utf-8"
 
 @contextmanager
 def metrics_folder() -> Iterator[None]:
-    """Where the children keep their counts; prometheus_client reads the folder's name from the environment."""
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    """Where the children keep their counts, and prometheus_client those of the tasks' own metrics."""
+    if METRICS_FOLDER in os.environ:
         yield
         return
     folder = tempfile.mkdtemp(prefix="pulsartasks-metrics-")
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    os.environ[METRICS_FOLDER] = folder
     try:
         yield
     finally:
-        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+        del os.environ[METRICS_FOLDER]
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -90,4 +92,12 @@ def _metrics() -> Answer:
         return HTTPStatus.NOT_IMPLEMENTED, _TEXT, b"metrics need: pip install 'pulsartasks[metrics]'\n"
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(_Attempts())
     return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry)
+
+
+class _Attempts:
+    """What prometheus_client calls a collector."""
+
+    def collect(self) -> Iterator[Any]:
+        return collect(Path(os.environ[METRICS_FOLDER]))

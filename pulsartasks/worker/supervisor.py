@@ -25,6 +25,7 @@ import structlog
 from pulsartasks.retry import backoff
 from pulsartasks.worker.child import CANNOT_START, ChildOptions, Report
 from pulsartasks.worker.journal import JournalView
+from pulsartasks.worker.metrics import METRICS_FOLDER, process_ended
 
 STABLE_AFTER = 30.0
 """Seconds after which a child counts as having started well, so its next death is replaced at once."""
@@ -272,7 +273,8 @@ def _memory(pid: int) -> int:
 
 def _forget_metrics(pid: int) -> None:
     """Drop the dead process's gauges; its counts stay."""
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    if folder := os.environ.get(METRICS_FOLDER):
+        process_ended(pid, Path(folder))
         with contextlib.suppress(ImportError):
             from prometheus_client.multiprocess import mark_process_dead
 

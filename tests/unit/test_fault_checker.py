@@ -219,10 +219,11 @@ def test_sending_in_doubt_explains_a_second_run() -> None:
         assert (verdict.complaints, verdict.in_flight) == ([], 1)
 
 
-def test_sending_in_doubt_explains_all_attempts_of_the_copy() -> None:
-    story = Story().sent(RETRIED, 0.0, confirmed=None).sent(RETRIED, 1.0, confirmed=1.1)
+@pytest.mark.parametrize("number", [RETRIED, RETRIED_IN_PLACE])
+def test_sending_in_doubt_explains_all_attempts_of_the_copy(number: int) -> None:
+    story = Story().sent(number, 0.0, confirmed=None).sent(number, 1.0, confirmed=1.1)
     for began in (2.0, 3.0):
-        story.ran(RETRIED, began, began + 0.1, done=False).ran(RETRIED, began + 0.5, began + 0.6, attempt=2)
+        story.ran(number, began, began + 0.1, done=False).ran(number, began + 0.5, began + 0.6, attempt=2)
 
     verdict = story.verdict()
 

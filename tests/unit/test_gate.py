@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 
 import pytest
-from prometheus_client import REGISTRY
 
 from pulsartasks.errors import UnreadableMessageError
 from pulsartasks.message import EXPIRES, PUBLISHED_AT, Request, milliseconds, without_death, without_retries
-from pulsartasks.middleware.metrics import Metrics
 from pulsartasks.outcome import Outcome, Revoked, Succeeded
 from pulsartasks.revocation import KEPT, Notice
 from pulsartasks.worker.revocations import Gate
@@ -59,14 +57,6 @@ def test_dead_letters_do_not_expire_whoever_gets_them() -> None:
     headers = {EXPIRES: milliseconds(PAST), "colour": "red"}
 
     assert without_death(headers) == without_retries(headers) == {"colour": "red"}
-
-
-def test_metrics_count_what_was_revoked_by_that_name() -> None:
-    labels = {"task": "metrics of revoked", "outcome": "revoked"}
-
-    Metrics().execute(Request(task=labels["task"]), lambda _: Revoked("expired"))
-
-    assert REGISTRY.get_sample_value("pulsartasks_attempts_total", labels) == 1
 
 
 def test_notice_is_read_as_it_was_written_and_outlives_the_call() -> None:
