@@ -72,7 +72,7 @@ def answer(command: Sequence[str], env: Mapping[str, str] | None = None, timeout
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout: float = 900) -> None:
     """Returns within 2 ms of `condition`.
 
     Raises:
