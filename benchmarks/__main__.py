@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from benchmarks import scale, table
-from benchmarks.contenders import CONTENDERS, measure
+from benchmarks.contenders import CONTENDERS, measure, warm_up
 from benchmarks.processes import answer
 from benchmarks.report import write_docs
 from benchmarks.servers import Servers, servers
@@ -80,7 +80,7 @@ class Report:
         try:
             into.setdefault(name, []).append(step())
         except (RuntimeError, TimeoutError, OSError) as error:
-            self.missing[name] = str(error).strip().splitlines()[-1]
+            self.missing[name] = str(error).strip().splitlines()[-1].partition("; known are")[0]
             del into[name]
         click.echo(f"  {name.strip()} {time.monotonic() - began:.0f} s", err=True)
 
@@ -88,10 +88,10 @@ class Report:
         """The tables."""
         parts = [self.about]
         if self.contenders:
-            figures = {name: table.medians(runs) for name, runs in self.contenders.items()}
+            figures = table.all_medians(self.contenders)
             parts += [table.contenders(figures)]
             parts += [table.ratios(figures, ours) for ours in RATIOS_OF if ours in figures]
-        if found := {name: table.medians(runs) for name, runs in self.workloads.items()}:
+        if found := table.all_medians(self.workloads):
             pairs = {
                 line.workload: (found[line.workload], found.get(line.bare or ""))
                 for line in LINES
@@ -129,6 +129,8 @@ def main(tasks: int, runs: int, minutes: float, only: str, large: bool, report_f
             for count in (10_000, 1_000_000):
                 report.note(report.scale, f"backlog of {count:,}", partial(scale.backlog, started, count))
         else:
+            if not only:
+                warm_up(started)
             for number in range(runs):
                 click.echo(f"Run {number + 1} of {runs}", err=True)
                 _run(report, started, tasks, only.lower())
@@ -174,7 +176,7 @@ def _about(tasks: int, runs: int) -> str:
     python = f"Python {sys.version.split()[0]}"
     ours = table.versions(OUR_PACKAGES, version)
     peers = table.versions(PEER_PACKAGES, lambda name: str(theirs[name]))
-    return f"{table.machine()}; {python}, {ours}; {peers}; up to {tasks:,} tasks, median of up to {runs}"
+    return f"{table.machine()}; {python}, {ours}; {peers}; up to {tasks:,} tasks, median of {runs} turns, or of as many as there was time for"
 
 
 if __name__ == "__main__":

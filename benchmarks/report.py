@@ -17,7 +17,7 @@ def write_docs(folder: Path, text: str, runs: Mapping[str, Sequence[Figures]]) -
     before, _, rest = page.read_text("utf-8").partition(START)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", "utf-8")
-    figures = {name: table.medians(each) for name, each in runs.items()}
+    figures = table.all_medians(runs)
     for name, (title, unit, keys, labels) in CHARTS.items():
         lines = {who: [line[key] for key in keys] for who, line in figures.items() if all(key in line for key in keys)}
         (folder / f"performance-{name}.svg").write_text(charts.bars(title, unit, lines, labels), "utf-8")

@@ -32,6 +32,12 @@ def medians(runs: Sequence[Figures]) -> dict[str, float]:
     return {name: statistics.median(run[name] for run in runs) for name in runs[0] if all(name in run for run in runs)}
 
 
+def all_medians(lines: Mapping[str, Sequence[Figures]]) -> dict[str, dict[str, float]]:
+    """Of the turns that every line had: nobody gains by a turn more, when the machine was quieter."""
+    turns = min((len(runs) for runs in lines.values()), default=0)
+    return {name: medians(runs[:turns]) for name, runs in lines.items()}
+
+
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns stand under one another; the first is text, the others numbers.
 

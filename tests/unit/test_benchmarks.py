@@ -33,6 +33,10 @@ def test_the_median_is_of_each_figure_and_not_of_runs() -> None:
     assert table.medians([{"a": 1, "b": 9}, {"a": 2, "b": 8}, {"a": 3, "b": 7}]) == {"a": 2, "b": 8}
 
 
+def test_a_turn_that_not_every_line_had_counts_for_none() -> None:
+    assert table.all_medians({"x": [{"a": 1}, {"a": 99}], "y": [{"a": 2}]}) == {"x": {"a": 1}, "y": {"a": 2}}
+
+
 def test_ratios_are_ours_divided_by_each_other_and_a_figure_that_is_missing_is_a_dash() -> None:
     text = table.ratios({table.OURS: {"drain_1": 30.0}, "Other": {"drain_1": 10.0, "publish": 5.0}})
 
