@@ -138,7 +138,7 @@ def main(tasks: int, runs: int, minutes: float, only: str, large: bool, report_f
                     _scale(report, started, tasks, only.lower())
     click.echo(report.text())
     if report_file is not None:
-        report_file.write_text(json.dumps(vars(report), indent=2))
+        report_file.write_text(json.dumps({**vars(report), "deadline": None}, indent=2))
     if docs:
         write_docs(environment.CHECKOUT / "docs", report.text(), report.contenders)
 
@@ -176,7 +176,8 @@ def _about(tasks: int, runs: int) -> str:
     python = f"Python {sys.version.split()[0]}"
     ours = table.versions(OUR_PACKAGES, version)
     peers = table.versions(PEER_PACKAGES, lambda name: str(theirs[name]))
-    return f"{table.machine()}; {python}, {ours}; {peers}; up to {tasks:,} tasks, median of {runs} turns, or of as many as there was time for"
+    turns = f"median of {runs} turns, or of as many as there was time for"
+    return f"{table.machine()}; {python}, {ours}; {peers}; up to {tasks:,} tasks, {turns}"
 
 
 if __name__ == "__main__":
