@@ -1,9 +1,9 @@
 PYTHON ?= python3
 ENGINE ?= openai
 ARGS ?=
-SOURCES = pulsartasks apps examples tools tests setup.py
+SOURCES = pulsartasks apps benchmarks examples tools tests setup.py
 
-.PHONY: help run reset test test-pulsar test-tls faults pulsar check format guarantees bench lock
+.PHONY: help run reset test test-pulsar test-tls faults pulsar check format guarantees bench bench-large lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -43,8 +43,11 @@ format: ## rewrite the sources as `make check` wants them
 guarantees: ## count the tests of each guarantee anew, in docs/guarantees.md
 	@$(PYTHON) -m tools python -m tests.guarantees
 
-bench: ## what it costs on this machine [ARGS=...]
+bench: ## what it costs on this machine, beside the bare client and other frameworks [ARGS="--only huey"]
 	@exec $(PYTHON) -m tools python -m benchmarks $(ARGS)
+
+bench-large: ## how fast a backlog of a million is worked off, beside one of ten thousand
+	@exec $(PYTHON) -m tools python -m benchmarks --large $(ARGS)
 
 lock: ## resolve requirements/*.txt anew [ARGS=--upgrade]
 	@exec $(PYTHON) -m tools lock $(ARGS)

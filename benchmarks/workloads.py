@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import statistics
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
@@ -18,6 +22,7 @@ import pulsar
 
 from pulsartasks import PulsarTasks
 from pulsartasks.brokers.base import Subscription
+from pulsartasks.options import TaskOptions
 from pulsartasks.worker.logs import configure_logging
 from pulsartasks.worker.metrics import Metrics
 from pulsartasks.worker.worker import Worker
@@ -56,13 +61,7 @@ def summarised(seconds: list[float]) -> Latency:
 
 def publish(url: str, count: int) -> Rate:
     """``.delay()``, one after the other."""
-    app = PulsarTasks(f"bench-{uuid4().hex}", url)
-
-    @app.task(ignore_result=True)
-    def add(x: int, y: int) -> int:
-        return x + y
-
-    add.delay(1, 2)
+    app, add = _publisher(url)
     rate = timed(count, lambda: add.delay(1, 2))
     app.close()
     return rate
@@ -76,6 +75,76 @@ def publish_bare(url: str, count: int) -> Rate:
     rate = timed(count, lambda: producer.send(VALUE))
     client.close()
     return rate
+
+
+def publish_threads(url: str, count: int) -> Rate:
+    """``.delay()`` from 8 threads at once."""
+    app, add = _publisher(url)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: add.delay(1, 2), range(8)))
+        rate = timed(1, lambda: list(pool.map(lambda _: add.delay(1, 2), range(count))))
+    app.close()
+    return _each(rate, count)
+
+
+def publish_async(url: str, count: int) -> Rate:
+    """100 ``adelay()`` in flight."""
+    app, add = _publisher(url)
+
+    async def all_of_them() -> None:
+        for start in range(0, count, 100):
+            await asyncio.gather(*[add.adelay(1, 2) for _ in range(start, min(start + 100, count))])
+
+    rate = timed(1, lambda: asyncio.run(all_of_them()))
+    app.close()
+    return _each(rate, count)
+
+
+def publish_block(url: str, count: int) -> Rate:
+    """``with app.publishing():`` around ten calls each, as a web request does it."""
+    app, add = _publisher(url)
+    publishing = getattr(app, "publishing")  # noqa: B009 - not in every version that is measured
+
+    def request() -> None:
+        with publishing():
+            for _ in range(10):
+                add.delay(1, 2)
+
+    rate = timed(count // 10, request)
+    app.close()
+    return _each(rate, 10)
+
+
+def bulk(url: str, count: int) -> Rate:
+    """Many at once: ``.map()``, else `publish_many`, of a task with batching where this version has that."""
+    app, add = _publisher(url, batching=True)
+    arguments = [(1, 2)] * count
+
+    def send() -> None:
+        if hasattr(add, "map"):
+            add.map(arguments)
+        else:
+            app.publish_many([add.s(*each).publication() for each in arguments])
+
+    rate = timed(1, send)
+    app.close()
+    return _each(rate, count)
+
+
+def bulk_bare(url: str, count: int) -> Rate:
+    """The bare client's ``send_async`` with batching, all confirmed at the end."""
+    client = _client(url)
+    producer = client.create_producer(f"bench-{uuid4().hex}", batching_enabled=True, block_if_queue_full=True)
+    producer.send(VALUE)
+
+    def send() -> None:
+        for _ in range(count):
+            producer.send_async(VALUE, lambda *_: None)
+        producer.flush()
+
+    rate = timed(1, send)
+    client.close()
+    return _each(rate, count)
 
 
 def drain(url: str, count: int, *, ignore_result: bool = True) -> Rate:
@@ -226,11 +295,34 @@ def port_only(url: str, count: int) -> Rate:
     return rate
 
 
+def start_up(_url: str, count: int) -> Latency:
+    """``import pulsartasks`` in a new process."""
+    return _started("import pulsartasks", count)
+
+
+def start_up_bare(_url: str, count: int) -> Latency:
+    """The imports that it cannot do without."""
+    return _started("import pulsar, msgspec, structlog", count)
+
+
+def command_line(_url: str, count: int) -> Latency:
+    """``pulsartasks --help``."""
+    return _started("from pulsartasks.cli import main; main(['--help'])", count)
+
+
 WORKLOADS: dict[str, Callable[[str, int], Any]] = {
     function.__name__: function
     for function in (
         publish,
         publish_bare,
+        publish_threads,
+        publish_async,
+        publish_block,
+        bulk,
+        bulk_bare,
+        start_up,
+        start_up_bare,
+        command_line,
         drain,
         drain_with_results,
         drain_bare,
@@ -240,6 +332,35 @@ WORKLOADS: dict[str, Callable[[str, int], Any]] = {
         round_trip,
     )
 }
+
+
+def _publisher(url: str, *, batching: bool = False) -> tuple[PulsarTasks, Any]:
+    """An app and its task, connected; batching is asked for only where this version has it."""
+    app = PulsarTasks(f"bench-{uuid4().hex}", url)
+    options: dict[str, Any] = {"ignore_result": True}
+    if batching and "batching" in {field.name for field in fields(TaskOptions)}:
+        options["batching"] = True
+
+    @app.task(**options)
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    add.delay(1, 2)
+    return app, add
+
+
+def _each(rate: Rate, count: int) -> Rate:
+    return Rate(per_second=rate["per_second"] * count, cpu_us=rate["cpu_us"] / count)
+
+
+def _started(program: str, count: int) -> Latency:
+    def once() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - began
+
+    once()
+    return summarised([once() for _ in range(count)])
 
 
 def _client(url: str) -> Any:

@@ -57,6 +57,15 @@ def bootstrap_python() -> Path:
     return python
 
 
+def peers() -> Path:
+    """The `bin` of an environment with what the benchmarks compare with, in the cache; ours is not in it."""
+    lock = LOCKS / "bench.txt"
+    return (
+        make_whole(f"peers/{_python_version()}-{_digest(lock.read_bytes())}", lambda target: _peers(target, lock))
+        / "bin"
+    )
+
+
 def uv(*arguments: str | Path) -> None:
     """Runs the pinned uv; what it says goes to the terminal, with its progress bar.
 
@@ -74,6 +83,13 @@ def _bootstrap(target: Path, lock: Path) -> None:
     run([_base_python(), "-m", "venv", target])
     options = ["-q", "--disable-pip-version-check", "--require-hashes", "--only-binary=:all:"]
     run([target / "bin" / "python", "-m", "pip", "install", *options, "-r", lock], attempts=ATTEMPTS)
+
+
+def _peers(target: Path, lock: Path) -> None:
+    say("Setting up the peers of the benchmarks ...")
+    uv("venv", "-q", "--relocatable", "--python", _base_python(), target)
+    python = target / "bin" / "python"
+    uv("pip", "sync", "-q", "--python", python, "--require-hashes", "--build-constraints", lock, lock)
 
 
 def _sync(profile: str) -> None:

@@ -18,11 +18,14 @@ BREW_NAMES: Mapping[str, str] = {
     "openjdk-17-jre-headless": "openjdk@17",
     "postgresql": "postgresql@17",
     "python3-venv": "python",
+    "rabbitmq-server": "rabbitmq",
+    "redis-server": "redis",
 }
 CHROMIUM_PLACES = (
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
+RABBITMQ_PLACES = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin")
 POSTGRES_PLACES = ("/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/opt/postgresql@*/bin")
 
 
@@ -41,6 +44,29 @@ def postgres() -> Path | None:
     if found := shutil.which("initdb"):
         with_server.append(Path(found).resolve().parent)
     return max(with_server, key=str, default=None)
+
+
+def redis() -> Path | None:
+    """The server program that the benchmarks start."""
+    return Path(found) if (found := shutil.which("redis-server")) else None
+
+
+def rabbitmq() -> Path | None:
+    """The server program itself: the one on PATH is a wrapper that insists on the system's own user and folders."""
+    programs = [Path(place, "rabbitmq-server") for place in RABBITMQ_PLACES]
+    return next((program for program in programs if program.exists()), None)
+
+
+def install_for_benchmarks() -> None:
+    """Installs the servers of the peers, where they are missing.
+
+    Raises:
+        SetupError: they are missing and cannot be installed from here.
+    """
+    if redis() is None:
+        install("redis-server", why="the server of some peers")
+    if rabbitmq() is None:
+        install("rabbitmq-server", why="the server of some peers")
 
 
 def install_for_tests() -> None:

@@ -1,0 +1,124 @@
+"""What many messages, many subscriptions and slow neighbours cost: only ours, each a figure that should stay flat."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from benchmarks.contenders import CONTENDERS, Contender, Trial
+from benchmarks.probe import now
+from benchmarks.processes import pss_mb, running, tree
+from benchmarks.servers import Servers
+from pulsartasks import PulsarTasks
+from pulsartasks.worker.logs import configure_logging
+from pulsartasks.worker.worker import Worker
+from tests.services import wait_until
+
+Figures = Mapping[str, float]
+
+
+def delayed(servers: Servers, count: int) -> Figures:
+    """What `count` tasks that are due in an hour change about a worker's memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(_ours(), servers, Path(folder))
+        with running(*trial.worker(1)) as pid:
+            trial.publisher("alone", 20)
+            before = pss_mb(tree(pid))
+            began = now()
+            trial.publisher("fill", count, settings={"BENCH_COUNTDOWN": "3600"})
+            seconds = now() - began
+            trial.publisher("alone", 20)
+            return {"delayed": count, "grown_mb": pss_mb(tree(pid)) - before, "published_per_second": count / seconds}
+
+
+def backlog(servers: Servers, count: int, prefetch: str = "1000") -> Figures:
+    """The drain of `count` waiting tasks: how fast, and what the worker's memory was at the start and at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        contender = replace(_ours(), settings=(("prefetch", prefetch),))
+        trial = Trial(contender, servers, Path(folder))
+        trial.publisher("fill", count)
+        with running(*trial.worker(1)) as pid:
+            trial.ran(min(count, 5000))
+            before = pss_mb(tree(pid))
+            trial.ran(count)
+            instants = [ran for _, ran in trial.reader.records]
+            rate = (count - 1) / (max(instants) - min(instants))
+            return {"backlog": count, "per_second": rate, "grown_mb": pss_mb(tree(pid)) - before}
+
+
+def fan_out(servers: Servers, count: int) -> Figures:
+    """One event topic, five subscriptions, each handled in this process: handlers run per second, of `count` events."""
+    app, ran = _app(servers), [0] * 5  # each handler has one thread, so a number of its own
+    topic = app.topic("happened", schema=int, subscriptions=[f"s{index}" for index in range(5)])
+
+    def handler(index: int) -> None:
+        @app.task(topic=topic, subscription=f"s{index}", name=f"handler{index}", ignore_result=True)
+        def handle(_event: int) -> None:
+            ran[index] += 1
+
+    for index in range(5):
+        handler(index)
+    for event in range(count):
+        topic.publish(event)
+    worker = Worker(app, concurrency=1)
+    began = now()
+    worker.start()
+    wait_until(lambda: min(ran) >= count, "the events")
+    seconds = now() - began
+    worker.stop()
+    app.close()
+    return {"events": count, "handled_per_second": sum(ran) / seconds}
+
+
+def fairness(servers: Servers, count: int) -> Figures:
+    """How long tasks of 1 ms wait at 50 a second, alone and beside tasks of 1 s that take half of 8 threads."""
+    alone, beside = _waits(servers, count, every=count + 1), _waits(servers, count, every=12)
+    return {
+        "alone_p50_ms": alone[49],
+        "alone_p99_ms": alone[98],
+        "beside_p50_ms": beside[49],
+        "beside_p99_ms": beside[98],
+    }
+
+
+def _waits(servers: Servers, count: int, *, every: int) -> list[float]:
+    app = _app(servers)
+    waits: list[float] = []
+
+    @app.task(ignore_result=True)
+    def quick(called: float) -> None:
+        waits.append((now() - called) * 1000)
+        time.sleep(0.001)
+
+    @app.task(ignore_result=True)
+    def slow() -> None:
+        time.sleep(1)
+
+    worker = Worker(app, concurrency=8)
+    worker.start()
+    for number in range(1, count + 1):
+        if number % every == 0:
+            slow.delay()
+        quick.delay(now())
+        time.sleep(0.02)
+    wait_until(lambda: len(waits) >= count, "the quick tasks")
+    worker.stop()
+    app.close()
+    return statistics.quantiles(waits, n=100)
+
+
+def _ours() -> Contender:
+    return CONTENDERS[0]
+
+
+def _app(servers: Servers) -> PulsarTasks:
+    configure_logging("warning")
+    name = f"bench-{uuid4().hex[:12]}"
+    os.environ.setdefault("PULSARTASKS_STATE_DIR", tempfile.mkdtemp())
+    return PulsarTasks(name, servers.url("pulsar", name))
