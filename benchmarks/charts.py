@@ -23,7 +23,7 @@ def bars(title: str, unit: str, lines: Mapping[str, Sequence[float]], keys: Sequ
             y, opacity = top + 3 + place * thick, 1 if place == 0 else LIGHTER
             size = f'x="{LABELS}" y="{y:.1f}" width="{max(1, value * scale):.1f}" height="{thick - 1:.1f}"'
             parts.append(f'<rect {size} fill="{colour}" opacity="{opacity}"/>')
-            parts.append(_text(LABELS + value * scale + 5, y + thick - 1.5, f"{value:,.4g}", size=min(11, thick + 1)))
+            parts.append(_text(LABELS + value * scale + 5, y + thick - 1.5, f"{value:,.0f}", size=min(11, thick + 1)))
     height = 60 + len(lines) * ROW
     frame = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
     background = f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>'
