@@ -63,10 +63,12 @@ def install_for_benchmarks() -> None:
     Raises:
         SetupError: they are missing and cannot be installed from here.
     """
-    if redis() is None:
-        install("redis-server", why="the server of some peers")
-    if rabbitmq() is None:
-        install("rabbitmq-server", why="the server of some peers")
+    _install_missing(
+        {
+            "redis-server": (redis(), "the server of some peers"),
+            "rabbitmq-server": (rabbitmq(), "the server of some peers"),
+        }
+    )
 
 
 def install_for_tests() -> None:
@@ -75,15 +77,23 @@ def install_for_tests() -> None:
     Raises:
         SetupError: they are missing and cannot be installed from here.
     """
-    if chromium() is None:
-        install("chromium", why="the browser tests")
-    if postgres() is None:
-        install("postgresql", why="the tests of the outbox")
-    if shutil.which("openssl") is None:
-        install("openssl", why="the tests with TLS")
+    _install_missing(
+        {
+            "chromium": (chromium(), "the browser tests"),
+            "postgresql": (postgres(), "the tests of the outbox"),
+            "openssl": (shutil.which("openssl"), "the tests with TLS"),
+        }
+    )
     for program, package in {"java": "openjdk-17-jre-headless", "mvn": "maven", "go": "golang"}.items():
         if shutil.which(program) is None:
             raise SetupError(f"`{program}` is needed for the tests: {_how_to_install(package)}")
+
+
+def _install_missing(wanted: Mapping[str, tuple[object, str]]) -> None:
+    """Installs each package of which nothing was found, and says what it is for."""
+    for package, (found, why) in wanted.items():
+        if found is None:
+            install(package, why=why)
 
 
 def install(package: str, *, why: str) -> None:
