@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks import plugins
-from pulsartasks.brokers.base import UNPACKED, Broker, Claims, Packing, Reader
+from pulsartasks.brokers.base import UNPACKED, Broker, Claims, Packing, Reader, confirmed
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
@@ -244,10 +244,7 @@ class PulsarTasks:
 
     def publish(self, publication: Publication) -> str:
         """Send one message to its topic, whose subscriptions exist by then; gives its id once it is confirmed."""
-        [confirmed] = self.publish_many([publication])
-        if isinstance(confirmed, Exception):
-            raise confirmed
-        return confirmed
+        return confirmed(*self.publish_many([publication]))
 
     def publish_many(
         self, publications: Sequence[Publication], *, timeout: float = 30.0

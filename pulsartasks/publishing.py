@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from typing_extensions import ParamSpec
 
+from pulsartasks.brokers.base import confirmed
 from pulsartasks.errors import PulsarTasksError, UnconfirmedError
 from pulsartasks.message import TASK, TASK_ID, Publication
 from pulsartasks.topics import short_name
@@ -91,10 +92,7 @@ class Publishing:
         block = self._block.get()
         if block is not None and block.add(publication):
             return ""
-        [confirmed] = self._publish_many([publication])
-        if isinstance(confirmed, Exception):
-            raise confirmed
-        return confirmed
+        return confirmed(*self._publish_many([publication]))
 
     async def asend(self, publication: Publication) -> str:
         """`send` from asyncio, whose loop goes on; what its tasks send to a topic in the same turn shares a round trip.

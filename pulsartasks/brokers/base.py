@@ -42,6 +42,13 @@ def not_data(error: Exception) -> InvalidArgumentsError:
     return InvalidArgumentsError(f"a message is bytes, with strings as key and headers: {error}")
 
 
+def confirmed(outcome: str | PulsarTasksError) -> str:
+    """The message id of what was published; what went wrong instead is raised."""
+    if isinstance(outcome, PulsarTasksError):
+        raise outcome
+    return outcome
+
+
 def check_size(publication: Publication) -> MessageTooLargeError | None:
     """What a publisher is told about a message that no broker takes; None if its size is fine."""
     headers = publication.properties
@@ -270,7 +277,4 @@ class Broker(ABC):
             IncompatibleSchemaError: the schema that the topic was declared with does not fit; nothing was sent.
             MessageTooLargeError, BrokerUnavailableError, AuthorizationError, BrokerError
         """
-        [confirmed] = self.publish_many([publication], timeout=timeout)
-        if isinstance(confirmed, Exception):
-            raise confirmed
-        return confirmed
+        return confirmed(*self.publish_many([publication], timeout=timeout))

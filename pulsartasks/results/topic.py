@@ -16,12 +16,12 @@ from uuid import uuid4
 import msgspec
 import structlog
 
-from pulsartasks.brokers.base import Broker, Claims, Delivery, Reader
+from pulsartasks.brokers.base import Broker, Claims, Delivery, Reader, confirmed
 from pulsartasks.errors import ClosedError, PulsarTasksError
 from pulsartasks.message import CLAIM, LONGEST_ID, TASK_ID, Publication, task_id_instant
 from pulsartasks.results.base import Result, ResultStore, text_of
 from pulsartasks.serializers import UNREADABLE
-from pulsartasks.topics import KEEPER
+from pulsartasks.topics import KEEPER, volatile_topic
 
 CLOCK_SKEW = 10.0
 """Seconds by which the caller's clock may run ahead of the broker's without a look-up missing the result."""
@@ -44,7 +44,7 @@ class TopicResults(ResultStore):
         self._claims = claims or Claims()
         self._topic = topic
         self._expires = expires
-        replies = topic.replace("persistent://", "non-persistent://", 1)
+        replies = volatile_topic(topic)
         self._inbox = _Inbox(broker, f"{replies}-{uuid4().hex}")
         self._may_reply_to = re.compile(re.escape(replies) + "-(?!.*-partition-)[0-9A-Za-z-]{1,64}").fullmatch
         self._declared = False
@@ -61,9 +61,7 @@ class TopicResults(ResultStore):
             _log.warning("reply.refused", topic=reply_to[:LONGEST_ID])
             reply_to = None
         push = [Publication(reply_to, kept.value, properties=kept.properties)] if reply_to else []
-        confirmed, *_ = self._broker.publish_many([kept, *push])
-        if isinstance(confirmed, PulsarTasksError):
-            raise confirmed
+        confirmed(self._broker.publish_many([kept, *push])[0])
 
     def find(self, task_id: str) -> Result | None:
         return self._follow(task_id, until=0.0)
