@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
-from pulsartasks.errors import TaskError
+from pulsartasks.errors import PulsarTasksError, TaskError
 from pulsartasks.serializers import UNREADABLE, encode
 
 State = Literal["PENDING", "SUCCESS", "FAILURE", "REVOKED"]
@@ -92,6 +93,17 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds since the epoch."""
 
 
+@dataclass(frozen=True, slots=True)
+class PackedResult:
+    """A `Result` as it is stored, and who is told."""
+
+    id: str
+    value: bytes
+    """The result as JSON; or in its place what `headers` have a claim to."""
+    headers: Mapping[str, str]
+    reply_to: str | None
+
+
 class ResultStore(ABC):
     """Keeps results, and wakes who waits for one."""
 
@@ -101,8 +113,23 @@ class ResultStore(ABC):
         """The topic on which this process hears of results; travels with each call."""
 
     @abstractmethod
-    def store(self, result: Result, *, reply_to: str | None) -> None:
-        """Keep `result` (confirmed when this returns) and tell the caller that listens at `reply_to`."""
+    def pack(self, result: Result, *, reply_to: str | None) -> PackedResult:
+        """What `store` takes to keep `result` and tell the caller that listens at `reply_to`.
+
+        Raises:
+            MessageTooLargeError: it can never be kept.
+            PulsarTasksError: what is too large for a message was not taken by the blob store.
+        """
+
+    @abstractmethod
+    def store(self, results: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:
+        """Keep all, confirmed when this returns, and tell their callers; for each None, or what went wrong."""
+
+    def keep(self, result: Result, *, reply_to: str | None) -> None:
+        """Keep one, confirmed when this returns; raises what went wrong."""
+        [error] = self.store([self.pack(result, reply_to=reply_to)])
+        if error is not None:
+            raise error
 
     @abstractmethod
     def find(self, task_id: str) -> Result | None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
 from uuid import uuid4
 
 import msgspec
 import structlog
 
-from pulsartasks.brokers.base import Broker, Claims, Delivery, Reader, confirmed
+from pulsartasks.brokers.base import Broker, Claims, Delivery, Packing, Reader, check_size
 from pulsartasks.errors import ClosedError, PulsarTasksError
 from pulsartasks.message import CLAIM, LONGEST_ID, TASK_ID, Publication, task_id_instant
-from pulsartasks.results.base import Result, ResultStore, text_of
+from pulsartasks.results.base import PackedResult, Result, ResultStore, text_of
 from pulsartasks.serializers import UNREADABLE
 from pulsartasks.topics import KEEPER, volatile_topic
 
@@ -29,11 +30,14 @@ LOOK_AGAIN = 30.0
 """Seconds after which a wait looks at what is kept, in case a push was lost."""
 LISTEN_AGAIN = 1.0
 """Seconds after which listening is tried again that the broker did not allow."""
+PUSHED = 100_000
+"""Bytes of results that are pushed to a caller in one message, unless a single one is larger."""
 REMEMBERED = 10_000
 """Results that were pushed here and not asked for yet."""
 
 _log = structlog.get_logger("pulsartasks")
 _decode = msgspec.json.Decoder(Result).decode
+_decode_list = msgspec.json.Decoder(list[Result]).decode
 
 
 class TopicResults(ResultStore):
@@ -53,15 +57,24 @@ class TopicResults(ResultStore):
     def reply_to(self) -> str:
         return self._inbox.topic
 
-    def store(self, result: Result, *, reply_to: str | None) -> None:
-        self._declare()
+    def pack(self, result: Result, *, reply_to: str | None) -> PackedResult:
         value = msgspec.json.encode(result)
         kept = self._claims.stow(Publication(self._topic, value, key=result.id, properties={TASK_ID: result.id}))
+        if (error := check_size(kept)) is not None:
+            raise error
         if reply_to and not self._may_reply_to(reply_to):  # a message must not choose what a worker publishes to
             _log.warning("reply.refused", topic=reply_to[:LONGEST_ID])
             reply_to = None
-        push = [Publication(reply_to, kept.value, properties=kept.properties)] if reply_to else []
-        confirmed(self._broker.publish_many([kept, *push])[0])
+        return PackedResult(result.id, kept.value, kept.properties, reply_to)
+
+    def store(self, results: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:
+        self._declare()
+        kept = [Publication(self._topic, each.value, each.id, each.headers) for each in results]
+        outcomes = self._broker.publish_many([*kept, *_pushes(results)])
+        return [
+            outcome if isinstance(outcome, PulsarTasksError) else None
+            for outcome, _ in zip(outcomes, results, strict=False)
+        ]
 
     def find(self, task_id: str) -> Result | None:
         return self._follow(task_id, until=0.0)
@@ -118,7 +131,7 @@ class TopicResults(ResultStore):
 
     def _declare(self) -> None:
         if not self._declared:
-            self._broker.declare(self._topic, [KEEPER])
+            self._broker.declare(self._topic, [KEEPER], packing=Packing(batching=True))
             self._declared = True
 
 
@@ -213,13 +226,13 @@ class _Inbox:
                 self._arrive(delivery)
 
     def _arrive(self, delivery: Delivery) -> None:
-        pushed: Result | Delivery = delivery
-        task_id = delivery.properties.get(TASK_ID, "")
-        if CLAIM not in delivery.properties:
-            result = _decoded(delivery.value)
-            if result is None:
-                return
-            pushed, task_id = result, result.id
+        if CLAIM in delivery.properties:
+            self._take(delivery.properties.get(TASK_ID, ""), delivery)
+            return
+        for result in _pushed(delivery.value):
+            self._take(result.id, result)
+
+    def _take(self, task_id: str, pushed: Result | Delivery) -> None:
         with self._lock:
             waiter = self._waiters.get(task_id)
             if waiter is None:
@@ -229,6 +242,32 @@ class _Inbox:
                     self._complete_since = time.time()
                 return
         waiter.take(pushed)
+
+
+def _pushes(results: Sequence[PackedResult]) -> Iterator[Publication]:
+    """What is sent to those who wait for `results`: to each a list, or several, and each claim by itself."""
+    lists: dict[str, bytes] = defaultdict(bytes)
+    for result in results:
+        if result.reply_to is None:
+            continue
+        if CLAIM in result.headers:
+            yield Publication(result.reply_to, result.value, properties=result.headers)
+            continue
+        pushed = lists[result.reply_to]
+        if pushed and len(pushed) + len(result.value) > PUSHED:
+            yield Publication(result.reply_to, b"[%b]" % pushed)
+            pushed = b""
+        lists[result.reply_to] = pushed + b"," + result.value if pushed else result.value
+    yield from (Publication(reply_to, b"[%b]" % pushed) for reply_to, pushed in lists.items())
+
+
+def _pushed(value: bytes) -> Sequence[Result]:
+    """The results in a message to a caller; none if it is no such message, since anybody may have written it."""
+    try:
+        return _decode_list(value)
+    except UNREADABLE as error:
+        _log.warning("result.unreadable", error=text_of(error))
+        return ()
 
 
 def _decoded(value: bytes) -> Result | None:

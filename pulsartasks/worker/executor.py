@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import threading
 import time
@@ -13,7 +12,6 @@ from typing import Any
 
 import structlog
 from structlog.contextvars import bind_contextvars, reset_contextvars
-from typing_extensions import assert_never
 
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
@@ -35,7 +33,6 @@ from pulsartasks.errors import (
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
 from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
-from pulsartasks.results.base import text_of
 from pulsartasks.retry import RetryPolicy, backoff, unknown_task_delay
 from pulsartasks.task import Task
 from pulsartasks.worker.copies import Copies
@@ -44,11 +41,7 @@ from pulsartasks.worker.interrupt import Interrupts, RunningCoroutine, RunningFu
 from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route, Run
-from pulsartasks.worker.settlement import Settler
-
-SETTLE_PATIENCE = 60.0
-"""Seconds to go on trying when the broker takes no retry, dead letter or result; then the message is given back.
-Where order is kept there is no end to it: what comes behind must wait anyway."""
+from pulsartasks.worker.settlement import Settler, report
 
 _log = structlog.get_logger("pulsartasks")
 _delivery: ContextVar[Delivery] = ContextVar("delivery")
@@ -95,21 +88,16 @@ class Executor:
         run = self._read(delivery, subscription, retries)
         request = run.request
         context = bind_contextvars(task=request.task, id=request.id, attempt=request.retries + 1)
-        began = time.perf_counter()
         try:
             if run.route.task.options.ack == "early":
                 delivery.acknowledge()
             outcome = self._run(run)
-            postponed = outcome.delay if in_place and isinstance(outcome, Retried) else None
-            patience = math.inf if in_place else SETTLE_PATIENCE
-            if postponed is not None:
+            if in_place and isinstance(outcome, Retried):
                 self.guard.postpone(run.name, run.in_place + 1)
-            settled = outcome if postponed is not None else self._settler.settle(run, outcome, patience=patience)
-            if settled is not None:
-                _report(settled, time.perf_counter() - began)
-            else:
-                delivery.release()
-            return postponed
+                report(run, outcome)
+                return outcome.delay
+            self._settler.settle(run, outcome, in_order=in_place)
+            return None
         finally:
             if self._once.wanted:
                 self._once.release(run)
@@ -123,7 +111,12 @@ class Executor:
         """Give up at once what the broker does not let be settled."""
         self._settler.stop()
 
+    def join(self, deadline: float) -> bool:
+        """Wait for what ran and is not settled yet, at most until `deadline` (monotonic seconds); whether all is."""
+        return self._settler.join(deadline)
+
     def close(self) -> None:
+        self._settler.close()
         self._interrupts.close()
         self._loop.close()
 
@@ -279,27 +272,6 @@ def _unknown(run: Run) -> Outcome:
     error = UnknownTaskError(f"no task {run.request.task!r} on this topic; known here: {known}")
     delay = unknown_task_delay(time.time() - run.first_published, run.request.retries)
     return Died(error, "unknown task") if delay is None else Retried(error, delay)
-
-
-def _report(outcome: Outcome, seconds: float) -> None:
-    match outcome:
-        case Succeeded():
-            _log.info("message.succeeded", seconds=round(seconds, 4))
-        case Retried(error, delay):
-            _log.warning("message.retried", error=text_of(error, repr), delay=round(delay, 3))
-        case Died(error, reason):
-            _log.error(
-                "message.died",
-                reason=reason,
-                error=text_of(error, repr),
-                exc_info=error if reason == "failed" else None,
-            )
-        case Skipped(reason):
-            _log.info("message.skipped", reason=reason)
-        case Revoked(reason):
-            _log.info("message.revoked", reason=reason)
-        case _:
-            assert_never(outcome)
 
 
 async def _contained(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,11 +67,23 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
     """What they say of it."""
     unreadable: PulsarTasksError | None = None
     """Why its arguments are not known."""
+    began: float = msgspec.field(default_factory=time.perf_counter)
+    """When it was read, by the performance counter."""
 
     @property
     def first_published(self) -> float:
         """When the message was published before any retry, in seconds since the epoch."""
         return first_published(self.headers, self.delivery.published_at)
+
+    @property
+    def once(self) -> bool:
+        """Whether its success is recorded."""
+        return self.task is not None and self.task.options.once
+
+    @property
+    def reply_to(self) -> str | None:
+        """Where its caller hears of the result."""
+        return self.headers.get(message.REPLY_TO)
 
     @property
     def wants_result(self) -> bool:

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import math
 import threading
 import time
-from datetime import datetime, timezone
+from contextvars import copy_context
+from functools import partial
 
 import msgspec
 import structlog
 from typing_extensions import assert_never
 
-from pulsartasks import message
 from pulsartasks.app import PulsarTasks
-from pulsartasks.brokers.base import check_size
 from pulsartasks.errors import CallError, PulsarTasksError, TaskRevokedError
-from pulsartasks.message import Publication
 from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
-from pulsartasks.results.base import RemoteError, Result, State, text_of, traceback_of
+from pulsartasks.results.base import RemoteError, Result, State, text_of
 from pulsartasks.retry import backoff
 from pulsartasks.serializers import encode
 from pulsartasks.worker.guard import Guard
+from pulsartasks.worker.letters import dead_letter, retry_copy
 from pulsartasks.worker.once import Once
+from pulsartasks.worker.results import ResultThread
 from pulsartasks.worker.run import Run
 
-LONGEST_TRACEBACK = 16_384
-"""Characters of a traceback that travel with a dead letter; its end says most."""
-SHORT_STORY = 500
-"""Characters of it, and of the error's text, that travel with a message that hardly leaves room for them."""
-
-CUT_VALUE = 1024 * 1024
-"""Bytes of the value that are kept of a message which is too large to be kept."""
+SETTLE_PATIENCE = 60.0
+"""Seconds to go on trying when the broker takes no retry, dead letter or result; then the message is given back.
+Where order is kept there is no end to it: what comes behind must wait anyway."""
 
 _log = structlog.get_logger("pulsartasks")
 
@@ -43,140 +38,131 @@ class Settler:
         self._app = app
         self._guard = guard
         self._once = once
-        self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping = threading.Event()
+        self._results = ResultThread(
+            lambda packed: app.results.store(packed),  # noqa: PLW0108 - the store is opened by its first use
+            self._stopping,
+            SETTLE_PATIENCE,
+        )
 
     def stop(self) -> None:
         """From now on give up at the first refusal: the broker delivers the message again elsewhere."""
         self._stopping.set()
 
-    def settle(self, run: Run, outcome: Outcome, *, patience: float) -> Outcome | None:
-        """Settle, trying for `patience` seconds; None if the broker did not take what must come before the ack.
+    def join(self, deadline: float) -> bool:
+        """Wait for what is on its way, at most until `deadline` (monotonic seconds); whether all is settled."""
+        return self._results.join(deadline)
 
-        Gives what it was settled as: a task whose result cannot be sent has failed.
+    def close(self) -> None:
+        self._results.close()
+
+    def settle(self, run: Run, outcome: Outcome, *, in_order: bool) -> None:
+        """Settle and log what it was settled as: a task whose result cannot be sent has failed.
+
+        Returns when that is done, or the message given back; but the result of a success, where no order is to be
+        kept, is stored together with others while this thread goes on.
         """
+        if isinstance(outcome, Succeeded) and run.wants_result and not in_order and not run.once:
+            try:
+                packed = self._app.results.pack(_result(run, "SUCCESS", outcome.value), reply_to=run.reply_to)
+            except PulsarTasksError:
+                pass  # it is met again below, where there is an answer to it
+            else:
+                self._results.add(packed, partial(copy_context().run, partial(self._end_success, run, outcome)))
+                return
+        self._settle(run, outcome, patience=math.inf if in_order else SETTLE_PATIENCE)
+
+    def _end_success(self, run: Run, outcome: Succeeded, error: PulsarTasksError | None) -> None:
+        """What follows when the result of a success was stored, or given up."""
+        if error is None:
+            self._finish(run, outcome)
+        elif isinstance(error, CallError):
+            self._settle(run, Died(error, "failed"), patience=SETTLE_PATIENCE)
+        else:
+            _log.warning("message.unsettled", error=str(error))
+            run.delivery.release()
+
+    def _settle(self, run: Run, outcome: Outcome, *, patience: float) -> None:
+        """Settle, trying for `patience` seconds; then the message is given back."""
         began, tries = time.monotonic(), 0
         while True:
             try:
-                self._settle_once(run, outcome)
+                self._publish(run, outcome)
+                break
             except CallError as error:
                 if isinstance(outcome, Died):
                     _log.error("message.unsettled", error=str(error), try_number=tries + 1)
-                    return None
+                    run.delivery.release()
+                    return
                 outcome = Died(error, "failed")  # its result: the next round says so to the caller
             except PulsarTasksError as error:
                 _log.warning("message.unsettled", error=str(error), try_number=tries + 1)
                 if time.monotonic() - began > patience or self._stopping.wait(backoff(tries, factor=0.2, maximum=5.0)):
-                    return None
+                    run.delivery.release()
+                    return
                 tries += 1
-            else:
-                return outcome
+        self._finish(run, outcome)
 
-    def _settle_once(self, run: Run, outcome: Outcome) -> None:
+    def _publish(self, run: Run, outcome: Outcome) -> None:
+        """All that must be confirmed before the message is acknowledged."""
         match outcome:
             case Succeeded(value):
-                if run.wants_result:
-                    self._store_result(run, "SUCCESS", value=encode(value, what=f"the result of {run.request.task}()"))
-                if run.task is not None and run.task.options.once:
+                self._keep_result(run, "SUCCESS", value)
+                if run.once:
                     self._once.record(run)
             case Retried(_, delay):
-                self._app.publish(_retry_copy(run, delay))
-            case Died(error, reason):
+                self._app.publish(retry_copy(run, delay))
+            case Died(error):
                 if (topic := run.route.task.topics.dead_letter) is not None:
-                    self._app.publish(self._dead_letter(run, topic, error, reason))
-                self._store_result(run, "FAILURE", error=error)
+                    self._app.publish(dead_letter(run, topic, outcome))
+                self._keep_result(run, "FAILURE", error=error)
             case Revoked(reason):
-                self._store_result(run, "REVOKED", error=TaskRevokedError(reason))
+                self._keep_result(run, "REVOKED", error=TaskRevokedError(reason))
             case Skipped():
                 pass
             case _:
                 assert_never(outcome)
+
+    def _keep_result(self, run: Run, state: State, value: object = None, *, error: BaseException | None = None) -> None:
+        if run.wants_result:
+            self._app.results.keep(_result(run, state, value, error=error), reply_to=run.reply_to)
+
+    def _finish(self, run: Run, outcome: Outcome) -> None:
         self._guard.settled(run.name, run.request.subscription, run.delivery)
         if run.route.task.options.ack != "early":
             run.delivery.acknowledge()
-
-    def _store_result(
-        self, run: Run, state: State, *, value: bytes = b"null", error: BaseException | None = None
-    ) -> None:
-        if not run.wants_result:
-            return
-        result = Result(
-            id=run.request.id,
-            task=run.request.task,
-            state=state,
-            value=msgspec.Raw(value),
-            error=None if error is None else RemoteError.capture(error),
-            retries=run.request.retries,
-            finished_at=time.time(),
-        )
-        self._app.results.store(result, reply_to=run.headers.get(message.REPLY_TO))
-
-    def _dead_letter(self, run: Run, topic: str, error: BaseException, reason: str) -> Publication:
-        properties = {
-            **message.without_retries(run.headers),
-            **_origin(run),
-            message.REASON: reason,
-            message.EXCEPTION_TYPE: type(error).__qualname__,
-            message.EXCEPTION_MESSAGE: text_of(error)[:LONGEST_TRACEBACK],
-            message.TRACEBACK: traceback_of(error)[-LONGEST_TRACEBACK:],
-            message.ATTEMPTS: str(run.request.retries + 1),
-            message.WORKER: self._worker,
-            message.FAILED_AT: _iso(time.time()),
-            message.PUBLISHED_AT: _iso(run.first_published),
-        }
-        letter = Publication(topic, run.delivery.value, run.delivery.key, properties)
-        if check_size(letter) is not None:  # the message itself matters more than the whole story
-            properties[message.EXCEPTION_MESSAGE] = properties[message.EXCEPTION_MESSAGE][:SHORT_STORY]
-            properties[message.TRACEBACK] = properties[message.TRACEBACK][-SHORT_STORY:]
-        return letter if check_size(letter) is None else _cut(letter)
+        report(run, outcome)
 
 
-def _retry_copy(run: Run, delay: float) -> Publication:
-    due = min(time.time() + delay, message.LATEST_ETA)
-    return Publication(
-        topic=run.route.task.topics.retry,
-        value=run.delivery.value,
-        key=run.delivery.key,
-        properties={
-            **run.headers,
-            **_origin(run),
-            message.ATTEMPT: str(run.request.retries + 1),
-            message.DELAY: str(round(delay * 1000)),
-            message.ETA: message.milliseconds(due),
-            message.PUBLISHED_AT: _iso(run.first_published),
-        },
-        deliver_at=due,
+def _result(run: Run, state: State, value: object = None, *, error: BaseException | None = None) -> Result:
+    return Result(
+        id=run.request.id,
+        task=run.request.task,
+        state=state,
+        value=msgspec.Raw(encode(value, what=f"the result of {run.request.task}()")),
+        error=None if error is None else RemoteError.capture(error),
+        retries=run.request.retries,
+        finished_at=time.time(),
     )
 
 
-def _cut(letter: Publication) -> Publication:
-    """As much of a dead letter as can be kept: its sender had more room than a dead letter has.
-
-    Other clients may send up to the broker's own limit, or above it in chunks. Delivered again without end it would
-    serve nobody, so its story is kept, its own headers, and of its value the beginning.
-    """
-    properties = {
-        name[:SHORT_STORY]: text[:SHORT_STORY] for name, text in letter.properties.items() if name in message.OURS
-    }
-    properties[message.CUT] = str(len(letter.value))
-    key = letter.key if letter.key is None else letter.key[:SHORT_STORY]
-    return Publication(letter.topic, letter.value[:CUT_VALUE], key, properties)
-
-
-def _origin(run: Run) -> dict[str, str]:
-    """Where the message first was, as the Java client says it; a copy of a copy keeps what the first copy said."""
-    headers, subscription = run.headers, run.request.subscription
-    # Go's client does not say whose copy it is; on a topic of the subscription's own it is this one's.
-    unsaid = "" if run.delivery.topic == run.route.task.topics.work else subscription
-    if headers.get(message.REAL_SUBSCRIPTION, unsaid) != subscription:
-        headers = {}  # what another subscription says of its own: this one takes the message from where it is now
-    origin = headers.get(message.ORIGIN_MESSAGE_ID) or headers.get(message.OLD_ORIGIN_MESSAGE_ID)
-    return {
-        message.REAL_TOPIC: headers.get(message.REAL_TOPIC) or run.delivery.topic,
-        message.REAL_SUBSCRIPTION: subscription,
-        message.ORIGIN_MESSAGE_ID: origin or run.delivery.message_id,
-    }
-
-
-def _iso(instant: float) -> str:
-    return datetime.fromtimestamp(instant, timezone.utc).isoformat(timespec="milliseconds")
+def report(run: Run, outcome: Outcome) -> None:
+    """Log what became of an attempt."""
+    match outcome:
+        case Succeeded():
+            _log.info("message.succeeded", seconds=round(time.perf_counter() - run.began, 4))
+        case Retried(error, delay):
+            _log.warning("message.retried", error=text_of(error, repr), delay=round(delay, 3))
+        case Died(error, reason):
+            _log.error(
+                "message.died",
+                reason=reason,
+                error=text_of(error, repr),
+                exc_info=error if reason == "failed" else None,
+            )
+        case Skipped(reason):
+            _log.info("message.skipped", reason=reason)
+        case Revoked(reason):
+            _log.info("message.revoked", reason=reason)
+        case _:
+            assert_never(outcome)

@@ -117,7 +117,7 @@ class Worker:
         self._executor.guard.stop()
         self._revocations.close()
         deadline = time.monotonic() + grace
-        finished = all(consumer.join(deadline) for consumer in self._consumers)
+        finished = all(consumer.join(deadline) for consumer in self._consumers) and self._executor.join(deadline)
         self._executor.stop()
         self._once.close()
         for consumer in self._consumers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -13,7 +14,7 @@ from structlog.testing import capture_logs
 from pulsartasks import PulsarTasks, PulsarTasksError, ResultTimeoutError, TaskError, UnreadableMessageError
 from pulsartasks.message import TASK_ID, new_task_id
 from pulsartasks.results import topic as results
-from pulsartasks.results.base import Result
+from pulsartasks.results.base import PackedResult
 from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
 from tests.services import wait_until
@@ -273,9 +274,10 @@ def test_result_is_kept_before_the_message_is_acknowledged(
     backlogs: list[int] = []
     store = results.TopicResults.store
 
-    def stored(self: results.TopicResults, result: Result, *, reply_to: str | None) -> None:
-        store(self, result, reply_to=reply_to)
+    def stored(self: results.TopicResults, packed: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:
+        errors = store(self, packed)
         backlogs.append(broker.backlog(double.topics.work, double.subscription))
+        return errors
 
     monkeypatch.setattr(results.TopicResults, "store", stored)
     start_worker(app)
@@ -284,6 +286,31 @@ def test_result_is_kept_before_the_message_is_acknowledged(
 
     wait_until(lambda: backlogs == [1], "it was acknowledged too early")
     wait_until(lambda: broker.backlog(double.topics.work, double.subscription) == 0, "it was not acknowledged")
+
+
+@pytest.mark.guarantee(13)
+def test_thread_goes_on_while_a_result_is_being_stored(
+    app: PulsarTasks, start_worker: Workers, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    def note(word: str) -> str:
+        with record.attempt(word):
+            return word
+
+    second_ran = threading.Event()
+    store = results.TopicResults.store
+
+    def stored(self: results.TopicResults, packed: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:
+        assert second_ran.wait(60), "the only thread waited for the first result"
+        return store(self, packed)
+
+    monkeypatch.setattr(results.TopicResults, "store", stored)
+    start_worker(app, concurrency=1)
+    calls = [note.delay("first"), note.delay("second")]
+    record.wait_for(2)
+    second_ran.set()
+
+    assert [call.get(timeout=30) for call in calls] == ["first", "second"]
 
 
 def test_results_expire(broker: BrokerUnderTest, name: str, start_worker: Workers) -> None:

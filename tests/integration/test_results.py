@@ -57,7 +57,7 @@ def test_result_is_pushed_to_its_caller_alone(caller: TopicResults, worker: Topi
     waiter = threading.Thread(target=lambda: found.append(caller.wait(task_id, 30, pushed=True)))
     waiter.start()
 
-    worker.store(result(task_id, 5), reply_to=caller.reply_to)
+    worker.keep(result(task_id, 5), reply_to=caller.reply_to)
     waiter.join(30)
 
     assert [one.value for one in found if one is not None] == [msgspec.Raw(b"5")]
@@ -69,7 +69,7 @@ def test_result_whose_push_was_lost_is_found_before_the_timeout(caller: TopicRes
     assert caller.wait(new_task_id(), 0, pushed=True) is None  # it listens now
     task_id = new_task_id()
 
-    worker.store(result(task_id), reply_to=None)
+    worker.keep(result(task_id), reply_to=None)
 
     assert caller.wait(task_id, 0.1, pushed=True) is not None
 
@@ -80,7 +80,7 @@ def test_result_pushed_during_a_look_that_finds_nothing_is_not_forgotten(
     task_id = new_task_id()
 
     def look(_: str) -> None:
-        worker.store(result(task_id, 5), reply_to=caller.reply_to)
+        worker.keep(result(task_id, 5), reply_to=caller.reply_to)
         wait_until(caller._inbox._waiters[task_id].arrived.is_set, "the result was not pushed")
 
     monkeypatch.setattr(caller, "find", look)
@@ -97,7 +97,7 @@ def test_wait_that_gives_up_leaves_the_others_of_the_same_result_waiting(
     patient.start()
     assert caller.wait(task_id, 0.1, pushed=True) is None
 
-    worker.store(result(task_id, 5), reply_to=caller.reply_to)
+    worker.keep(result(task_id, 5), reply_to=caller.reply_to)
     patient.join(5)
 
     assert found == [result(task_id, 5)]
@@ -108,9 +108,9 @@ def test_wait_for_a_call_made_elsewhere_follows_what_is_kept(caller: TopicResult
     found: list[Result | None] = []
     waiter = threading.Thread(target=lambda: found.append(caller.wait(task_id, 30, pushed=False)))
     waiter.start()
-    worker.store(result(new_task_id()), reply_to=None)
+    worker.keep(result(new_task_id()), reply_to=None)
 
-    worker.store(result(task_id), reply_to=None)
+    worker.keep(result(task_id), reply_to=None)
     waiter.join(30)
 
     assert [one.id for one in found if one is not None] == [task_id]
@@ -119,7 +119,7 @@ def test_wait_for_a_call_made_elsewhere_follows_what_is_kept(caller: TopicResult
 def test_last_result_of_an_id_that_ran_twice_does_not_confuse(caller: TopicResults, worker: TopicResults) -> None:
     task_id = new_task_id()
     for value in (1, 2):
-        worker.store(result(task_id, value), reply_to=caller.reply_to)
+        worker.keep(result(task_id, value), reply_to=caller.reply_to)
 
     found = caller.find(task_id)
 
@@ -130,10 +130,10 @@ def test_last_result_of_an_id_that_ran_twice_does_not_confuse(caller: TopicResul
 def test_expired_results_are_let_go_of_and_others_kept(broker: LocalBroker) -> None:
     store = TopicResults(broker, topic=TOPIC, expires=0.5)
     old, young = new_task_id(), new_task_id()
-    store.store(result(old), reply_to=None)
+    store.keep(result(old), reply_to=None)
     border = time.time() + 0.6
     wait_until(lambda: time.time() > border, "time stood still")
-    store.store(result(young), reply_to=None)
+    store.keep(result(young), reply_to=None)
 
     store.expire()
 
@@ -151,7 +151,7 @@ def test_unasked_results_are_remembered_within_a_bound(
     ids = [new_task_id() for _ in range(5)]
 
     for task_id in ids:
-        worker.store(result(task_id), reply_to=caller.reply_to)
+        worker.keep(result(task_id), reply_to=caller.reply_to)
 
     assert all(caller.wait(task_id, 30, pushed=True) for task_id in ids)
     assert len(caller._inbox._arrived) <= 3
@@ -164,7 +164,7 @@ def test_nonsense_on_the_reply_topic_is_no_harm(
     broker.publish(Publication(caller.reply_to, b"nonsense"))
     task_id = new_task_id()
 
-    worker.store(result(task_id), reply_to=caller.reply_to)
+    worker.keep(result(task_id), reply_to=caller.reply_to)
 
     assert caller.wait(task_id, 30, pushed=True) is not None
 
@@ -187,7 +187,7 @@ def test_broker_that_fails_for_a_moment_does_not_end_the_listening(
     assert failed.wait(30)
     task_id = new_task_id()
 
-    worker.store(result(task_id), reply_to=caller.reply_to)
+    worker.keep(result(task_id), reply_to=caller.reply_to)
 
     assert caller.wait(task_id, 20, pushed=True) is not None  # by a push, since it looks only after LOOK_AGAIN
 
