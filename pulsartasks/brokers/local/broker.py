@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 from pulsartasks.brokers.base import UNPACKED, Broker, Consumer, Delivery, Packing, Reader, Subscription, refusal
@@ -26,8 +27,12 @@ from pulsartasks.message import Publication
 from pulsartasks.options import Mode, Start
 from pulsartasks.schemas import Schema
 
+T = TypeVar("T")
+
 SAFETY_CHECK = 1.0
 """Seconds after which a consumer looks although nobody woke it, and dead processes are looked for."""
+TOGETHER = 64
+"""Messages at most that are settled in one transaction, while more of them are at hand."""
 QUICK = 0.02
 """Seconds within which a batch must be used up for the next one to be twice as large."""
 _SCAN = 100
@@ -220,9 +225,10 @@ class LocalConsumer(Consumer):
         self._batch = 1
         self._filled = 0.0
         """When the last batch was taken, by the monotonic clock."""
-        self._unacknowledged: list[tuple[int, int]] = []
-        self._unreleased: list[tuple[int, int]] = []
-        """What the database did not take, e.g. as the disk was full: tried again, or it would be held for ever."""
+        self._unacknowledged: deque[tuple[int, int]] = deque()
+        """What is to be settled with the next that is, or was not as the disk was full, for one."""
+        self._unreleased: deque[tuple[int, int]] = deque()
+        """What the database did not take: tried again, or it would be held for ever."""
         self._stopped = False
         self._closed = False
 
@@ -235,6 +241,8 @@ class LocalConsumer(Consumer):
         return not self._closed
 
     def receive(self, timeout: float) -> Delivery | None:
+        with suppress(IndexError):  # without the lock, for which threads would queue up message by message
+            return self._buffer.popleft()
         deadline = time.monotonic() + timeout
         with self._condition:
             while True:
@@ -244,7 +252,7 @@ class LocalConsumer(Consumer):
                     return None
                 if not self._buffer:
                     self._fill()
-                if self._buffer:
+                with suppress(IndexError):
                     return self._buffer.popleft()
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
@@ -252,7 +260,10 @@ class LocalConsumer(Consumer):
                 self._condition.wait(min(remaining, self._until_due()))
 
     def acknowledge(self, delivery: Delivery) -> None:
-        self._acknowledge([delivery.handle])
+        self._unacknowledged.append(delivery.handle)
+        if self._buffer and self._mode == "shared" and len(self._unacknowledged) < TOGETHER:
+            return  # there is work at hand; nobody waits for it, as they do for the next of a key
+        self._acknowledge(_emptied(self._unacknowledged))
 
     def release(self, delivery: Delivery) -> None:
         self._give_back([delivery.handle])
@@ -260,8 +271,7 @@ class LocalConsumer(Consumer):
     def stop(self) -> None:
         with self._condition:
             self._stopped = True
-            unused = list(self._buffer)
-            self._buffer.clear()
+            unused = _emptied(self._buffer)
             self._condition.notify_all()
         self._give_back([delivery.handle for delivery in unused])
 
@@ -270,7 +280,7 @@ class LocalConsumer(Consumer):
             if self._closed:
                 return
             self._closed = True
-            self._buffer.clear()
+            _emptied(self._buffer)
             self._condition.notify_all()
         self._broker.forget(self)
         self.make_up()
@@ -290,27 +300,20 @@ class LocalConsumer(Consumer):
 
     def make_up(self) -> None:
         """Settle what could not be settled before."""
-        if not (self._unacknowledged or self._unreleased):
-            return
-        with self._condition:
-            done, self._unacknowledged = self._unacknowledged, []
-            unused, self._unreleased = self._unreleased, []
-        self._acknowledge(done)
-        self._give_back(unused)
+        self._acknowledge(_emptied(self._unacknowledged))
+        self._give_back(_emptied(self._unreleased))
 
     def _acknowledge(self, handles: Collection[tuple[int, int]]) -> None:
         try:
             self._store.acknowledge(handles)
         except BrokerError:
-            with self._condition:
-                self._unacknowledged.extend(handles)
+            self._unacknowledged.extend(handles)
 
     def _give_back(self, handles: Collection[tuple[int, int]]) -> None:
         try:
             news = self._store.release(handles)
         except BrokerError:
-            with self._condition:
-                self._unreleased.extend(handles)
+            self._unreleased.extend(handles)
         else:
             self._broker.notify(news)
 
@@ -360,6 +363,15 @@ class LocalConsumer(Consumer):
             consumer=self,
             handle=(subscription_id, row.message_id),
         )
+
+
+def _emptied(queue: deque[T]) -> list[T]:
+    """What was in `queue`, each taken out once though others take too."""
+    taken = []
+    with suppress(IndexError):
+        while True:
+            taken.append(queue.popleft())
+    return taken
 
 
 class LocalReader(Reader):

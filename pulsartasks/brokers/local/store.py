@@ -249,8 +249,10 @@ class Store:
             ).fetchone()
         return row[0] if row else None
 
-    def acknowledge(self, deliveries: Iterable[tuple[int, int]]) -> None:
+    def acknowledge(self, deliveries: Collection[tuple[int, int]]) -> None:
         """Settle pairs of subscription and message id."""
+        if not deliveries:
+            return
         with self._transaction():
             for subscription_id, message_id in deliveries:
                 gone = self._sql.execute(
