@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).parent.parent
+_MAPPING = re.compile("[0-9a-f]+-[0-9a-f]+ ")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -31,9 +33,16 @@ def cpu_seconds(pid: int) -> float:
 
 
 def pss_mb(processes: Sequence[int]) -> float:
-    """Memory of some processes, shared pages divided among those who share them."""
-    lines = (line for one in processes for line in _text(Path(f"/proc/{one}/smaps_rollup")).splitlines())
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    """Memory of some processes, shared pages divided among those who share them; without what the probe has noted."""
+    total = 0
+    for one in processes:
+        counts = True
+        for line in _text(Path(f"/proc/{one}/smaps")).splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) if counts else 0
+            elif _MAPPING.match(line):
+                counts = not line.endswith(".times")
+    return total / 1024
 
 
 @contextmanager

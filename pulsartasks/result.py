@@ -59,13 +59,26 @@ class AsyncResult(Generic[R]):
                 `TaskError`.
         """
         if self._result is None:
-            if timeout is None and not self.durable:
-                raise InvalidArgumentsError(
-                    f"{self.task} has durable=False, so its result may never come: give a timeout"
-                )
-            if self.block is not None and self.block.unsent:
-                raise PulsarTasksError(f"no result of {self.task}[{self.id}]: {self.block.unsent}")
+            self._check(timeout)
             self._result = self._kept_results().wait(self.id, timeout, pushed=self._sent_here)
+        return self._value(timeout)
+
+    async def aget(self, timeout: float | None = None) -> R:
+        """`get` from asyncio, whose loop goes on; however many wait, none has a thread of its own for a call that was
+        made in this process. Whoever is cancelled may ask again.
+        """
+        if self._result is None:
+            self._check(timeout)
+            self._result = await self._kept_results().wait_async(self.id, timeout, pushed=self._sent_here)
+        return self._value(timeout)
+
+    def _check(self, timeout: float | None) -> None:
+        if timeout is None and not self.durable:
+            raise InvalidArgumentsError(f"{self.task} has durable=False, so its result may never come: give a timeout")
+        if self.block is not None and self.block.unsent:
+            raise PulsarTasksError(f"no result of {self.task}[{self.id}]: {self.block.unsent}")
+
+    def _value(self, timeout: float | None) -> R:
         if self._result is None:
             raise ResultTimeoutError(
                 f"no result of {self.task}[{self.id}] within {timeout:g} s; it may still be waiting or running. "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
+
+from typing_extensions import Unpack
 
 from pulsartasks.brokers.base import Claims, Reader
 from pulsartasks.errors import ClosedError, ConfigurationError, InvalidArgumentsError
@@ -19,6 +22,16 @@ from pulsartasks.signature import CallOptions, Signature, check_key
 from pulsartasks.topics import DEAD_LETTERS, dead_letter_topic
 
 T = TypeVar("T")
+
+
+class EventKeywords(TypedDict, total=False):
+    """The options of one event for type checkers; `CallOptions` documents them."""
+
+    countdown: float | timedelta | None
+    eta: datetime | None
+    expires: float | timedelta | datetime | None
+    key: str | None
+    headers: Mapping[str, str]
 
 
 class TopicHost(Protocol):
@@ -68,26 +81,21 @@ class Topic(Generic[T]):
         """What the broker calls it."""
         return self._host.qualify(self.name)
 
-    def publish(
-        self,
-        payload: T,
-        *,
-        countdown: float | timedelta | None = None,
-        eta: datetime | None = None,
-        expires: float | timedelta | datetime | None = None,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> str:
+    def publish(self, payload: T, **options: Unpack[EventKeywords]) -> str:
         """Send `payload` to every subscription; gives the message id once the broker has confirmed it.
 
         The subscriptions named in the definition exist before the first message does, so nobody has to be there yet.
+        The options are those of `CallOptions`, but for ``task_id``.
 
         Raises:
             InvalidArgumentsError: it is not what the topic's schema says.
             BrokerError: the broker did not take it; `PublishTimeoutError` if that is not known.
         """
-        options = CallOptions(countdown=countdown, eta=eta, expires=expires, key=key, headers=headers or {})
-        return self._host.publishing.send(self.compose((payload,), {}, options))
+        return self._host.publishing.send(self._event(payload, options))
+
+    async def apublish(self, payload: T, **options: Unpack[EventKeywords]) -> str:
+        """`publish` from asyncio, whose loop goes on. Whoever is cancelled does not know whether it was sent."""
+        return await self._host.publishing.asend(self._event(payload, options))
 
     def s(self, payload: T) -> Signature:
         """The publication as a value, to be sent later."""
@@ -132,11 +140,16 @@ class Topic(Generic[T]):
                 raise ConfigurationError(f"topic {self.name!r}: {error}; leave register=True out") from error
             self.unregistered = str(error)
 
+    def _event(self, payload: T, options: EventKeywords) -> Publication:
+        return self.compose((payload,), {}, CallOptions().changed(options))  # type: ignore[arg-type]  # a part of them
+
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
         """The message of one payload; see `publish`."""
         options.check()
         if len(args) != 1 or kwargs:
             raise InvalidArgumentsError(f"an event of {self.name} has exactly one payload")
+        if options.task_id is not None:
+            raise InvalidArgumentsError(f"an event of {self.name} has no task_id: it is no call of one task")
         [payload] = args
         now = time.time()
         # The instants travel too, since not every subscription is held back by the broker.
@@ -163,7 +176,7 @@ class Topic(Generic[T]):
 
 
 class Tail(Generic[T]):
-    """Follows a topic; an iterator that ends when it is closed, which any thread may do."""
+    """Follows a topic; an iterator, also for ``async for``, that ends when it is closed, which any thread may do."""
 
     def __init__(self, reader: Reader, codec: PayloadCodec[T], claims: Claims) -> None:
         self._reader = reader
@@ -196,6 +209,12 @@ class Tail(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         while not self._closed.is_set():
             payload = self.receive(1.0)
+            if payload is not None:
+                yield payload
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while not self._closed.is_set():
+            payload = await asyncio.to_thread(self.receive, 1.0)
             if payload is not None:
                 yield payload
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import traceback
 from abc import ABC, abstractmethod
@@ -141,6 +142,10 @@ class ResultStore(ABC):
 
         `pushed` says that this process made the call, so that the worker tells it; otherwise what is kept is followed.
         """
+
+    async def wait_async(self, task_id: str, timeout: float | None, *, pushed: bool) -> Result | None:
+        """`wait` from asyncio, whose loop goes on; here on a thread, for stores that have nothing better."""
+        return await asyncio.to_thread(self.wait, task_id, timeout, pushed=pushed)
 
     @abstractmethod
     def expire(self) -> None:

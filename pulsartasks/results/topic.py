@@ -2,16 +2,19 @@
 
 A result goes to ``<app>.results``, where a subscription that nobody reads (the keeper) holds it, and to the caller's
 own non-persistent topic, whose loss costs nothing: who waits also looks once at what is kept. A look-up reads from
-the instant inside the task's id (UUIDv7), so it costs as much as was stored since that call.
+the instant inside the task's id (UUIDv7) until it finds a success, so it costs as much as was stored from that call to
+its end.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from uuid import uuid4
 
 import msgspec
@@ -80,26 +83,50 @@ class TopicResults(ResultStore):
         return self._follow(task_id, until=0.0)
 
     def wait(self, task_id: str, timeout: float | None, *, pushed: bool) -> Result | None:
-        until = float("inf") if timeout is None else time.monotonic() + timeout
+        until = _instant(timeout)
         if not pushed:
             return self._follow(task_id, until=until)
         waiter = self._inbox.expect(task_id)
         try:
-            if waiter.result is None and waiter.may_have_missed:
-                waiter.found(self.find(task_id))
-            while waiter.result is None and (waiter.claimed is not None or time.monotonic() < until):
-                if waiter.claimed is not None:
-                    waiter.arrived.clear()
-                    waiter.found(self._read(waiter.claimed))
-                    waiter.claimed = None
-                    continue
-                # The push is only a hint, and a reconnect may have swallowed it: look again now and then, and at the
-                # end.
-                if not waiter.arrived.wait(max(0.0, min(LOOK_AGAIN, until - time.monotonic()))):
-                    waiter.found(self.find(task_id))
+            while waiter.result is None:
+                if waiter.unread:
+                    self._look(waiter, task_id)
+                elif (left := until - time.monotonic()) > 0:
+                    waiter.look = not waiter.arrived.wait(min(LOOK_AGAIN, left))
+                else:
+                    break
             return waiter.result
         finally:
             self._inbox.forget(task_id)
+
+    async def wait_async(self, task_id: str, timeout: float | None, *, pushed: bool) -> Result | None:
+        until = _instant(timeout)
+        if not pushed:
+            return await asyncio.to_thread(self._follow, task_id, until=until)
+        if not self._inbox.listening:
+            await asyncio.to_thread(self._inbox.listen)
+        waiter = self._inbox.expect(task_id)
+        try:
+            while waiter.result is None:
+                if waiter.unread:
+                    await asyncio.to_thread(self._look, waiter, task_id)
+                elif (left := until - time.monotonic()) > 0:
+                    waiter.look = not await waiter.arrival(min(LOOK_AGAIN, left))
+                else:
+                    break
+            return waiter.result
+        finally:
+            self._inbox.forget(task_id)
+
+    def _look(self, waiter: _Waiter, task_id: str) -> None:
+        """Fetch what was pushed as a claim, else look at what is kept."""
+        if waiter.claimed is not None:
+            waiter.arrived.clear()
+            waiter.found(self._read(waiter.claimed))
+            waiter.claimed = None
+        else:
+            waiter.look = False
+            waiter.found(self.find(task_id))
 
     def _follow(self, task_id: str, *, until: float) -> Result | None:
         """Read what is kept from the id's own instant on, and then what arrives until `until` (monotonic seconds)."""
@@ -112,8 +139,9 @@ class TopicResults(ResultStore):
                 patience = 0.0 if found is not None else min(LOOK_AGAIN, max(0.0, until - time.monotonic()))
                 delivery = reader.receive(patience)
                 if delivery is not None and delivery.properties.get(TASK_ID) == task_id:
-                    # A later one counts: of a replayed dead letter, or a second run.
                     found = self._read(delivery) or found
+                    if found is not None and found.state == "SUCCESS":
+                        return found  # what failed or was revoked may have been replayed, so a later one counts
                 if delivery is None and (found is not None or time.monotonic() >= until):
                     return found
         finally:
@@ -136,16 +164,23 @@ class TopicResults(ResultStore):
 
 
 class _Waiter:
-    """The `get()` of one result in progress, by one or more threads."""
+    """The `get()` of one result in progress, by one or more threads and tasks of asyncio."""
 
     def __init__(self, *, may_have_missed: bool) -> None:
         self.arrived = threading.Event()
-        self.may_have_missed = may_have_missed
-        """The result may have been pushed before this process listened."""
+        self.look = may_have_missed
+        """The push is only a hint: before this process listened it was lost, and a reconnect may have swallowed it. So
+        who waits looks at what is kept when it begins, now and then, and at the end."""
         self.result: Result | None = None
         self.claimed: Delivery | None = None
         """The result as it was pushed, if that is a claim: who waits fetches it."""
-        self.threads = 0
+        self.waiting = 0
+        self._listeners: list[Callable[[], object]] = []
+
+    @property
+    def unread(self) -> bool:
+        """There is something to be read, or looked for."""
+        return self.look or self.claimed is not None
 
     def take(self, pushed: Result | Delivery) -> None:
         if isinstance(pushed, Delivery):
@@ -153,6 +188,27 @@ class _Waiter:
         else:
             self.result = pushed
         self.arrived.set()
+        for tell in list(self._listeners):
+            tell()
+
+    async def arrival(self, timeout: float) -> bool:
+        """Wait for a push; whether there was one within `timeout` seconds."""
+        loop = asyncio.get_running_loop()
+        pushed = asyncio.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop was closed, and nobody waits any more
+                loop.call_soon_threadsafe(pushed.set)
+
+        self._listeners.append(tell)
+        try:
+            if not self.arrived.is_set():
+                await asyncio.wait_for(pushed.wait(), timeout)
+            return True
+        except asyncio.TimeoutError:
+            return False
+        finally:
+            self._listeners.remove(tell)
 
     def found(self, result: Result | None) -> None:
         """Take what a look-up gave; if that is nothing, a result that was pushed while it looked stays."""
@@ -174,8 +230,8 @@ class _Inbox:
         """Of calls made since this instant no result was missed: it began to listen then, or had to forget one."""
 
     def expect(self, task_id: str) -> _Waiter:
+        self.listen()
         with self._lock:
-            self._listen()
             made = task_id_instant(task_id)
             known = self._arrived.pop(task_id, None)
             waiter = self._waiters.get(task_id)
@@ -184,14 +240,14 @@ class _Inbox:
                 waiter = self._waiters[task_id] = _Waiter(may_have_missed=missed and known is None)
                 if known is not None:
                     waiter.take(known)
-            waiter.threads += 1
+            waiter.waiting += 1
             return waiter
 
     def forget(self, task_id: str) -> None:
         with self._lock:
             waiter = self._waiters[task_id]
-            waiter.threads -= 1
-            if not waiter.threads:
+            waiter.waiting -= 1
+            if not waiter.waiting:
                 del self._waiters[task_id]
                 if waiter.result is None and waiter.claimed is not None:
                     self._arrived[task_id] = waiter.claimed  # it could not be fetched: the next one to wait tries again
@@ -202,13 +258,21 @@ class _Inbox:
         if reader is not None:
             reader.close()
 
-    def _listen(self) -> None:
-        if self._reader is None:
-            self._reader = self._broker.read(self.topic)
-            self._complete_since = time.time()
-            threading.Thread(
-                target=self._dispatch, args=[self._reader], name="pulsartasks-results", daemon=True
-            ).start()
+    @property
+    def listening(self) -> bool:
+        return self._reader is not None
+
+    def listen(self) -> None:
+        """Begin to; harmless afterwards."""
+        if self.listening:
+            return
+        with self._lock:
+            if not self.listening:
+                self._reader = self._broker.read(self.topic)
+                self._complete_since = time.time()
+                threading.Thread(
+                    target=self._dispatch, args=[self._reader], name="pulsartasks-results", daemon=True
+                ).start()
 
     def _dispatch(self, reader: Reader) -> None:
         while True:
@@ -268,6 +332,11 @@ def _pushed(value: bytes) -> Sequence[Result]:
     except UNREADABLE as error:
         _log.warning("result.unreadable", error=text_of(error))
         return ()
+
+
+def _instant(timeout: float | None) -> float:
+    """The monotonic clock's time after `timeout` seconds."""
+    return float("inf") if timeout is None else time.monotonic() + timeout
 
 
 def _decoded(value: bytes) -> Result | None:

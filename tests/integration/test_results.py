@@ -17,7 +17,7 @@ from pulsartasks.errors import BrokerUnavailableError, TaskError
 from pulsartasks.message import Publication, new_task_id
 from pulsartasks.results import topic as results
 from pulsartasks.results.base import RemoteError, Result
-from pulsartasks.results.topic import TopicResults
+from pulsartasks.results.topic import PUSHED, TopicResults
 from tests.services import wait_until
 
 TOPIC = "persistent://public/default/shop.results"
@@ -51,6 +51,10 @@ def result(task_id: str, value: object = None) -> Result:
     return Result(id=task_id, task="add", state="SUCCESS", value=msgspec.Raw(msgspec.json.encode(value)))
 
 
+def failure(task_id: str) -> Result:
+    return Result(id=task_id, task="add", state="FAILURE", error=RemoteError.capture(ValueError("no")))
+
+
 def test_result_is_pushed_to_its_caller_alone(caller: TopicResults, worker: TopicResults) -> None:
     task_id = new_task_id()
     found: list[Result | None] = []
@@ -63,6 +67,26 @@ def test_result_is_pushed_to_its_caller_alone(caller: TopicResults, worker: Topi
     assert [one.value for one in found if one is not None] == [msgspec.Raw(b"5")]
     assert caller.reply_to.startswith("non-persistent://")
     assert caller.reply_to != worker.reply_to
+
+
+def test_results_that_are_stored_together_reach_each_caller_in_one_message_as_far_as_they_fit(
+    broker: LocalBroker, caller: TopicResults, worker: TopicResults
+) -> None:
+    ids = [new_task_id() for _ in range(5)]
+    sizes = [10, 10, PUSHED, 10, 10]
+    packed = [
+        worker.pack(result(task_id, "x" * size), reply_to=caller.reply_to)
+        for task_id, size in zip(ids, sizes, strict=True)
+    ]
+    messages = broker.read(caller.reply_to)
+
+    assert list(worker.store(packed)) == [None] * 5
+
+    pushed = [messages.receive(30) for _ in range(3)]
+    assert messages.receive(0.0) is None
+    assert [len(msgspec.json.decode(one.value)) for one in pushed if one is not None] == [2, 1, 2]
+    found = [caller.wait(task_id, 30, pushed=True) for task_id in ids]
+    assert [one.id for one in found if one is not None] == ids
 
 
 def test_result_whose_push_was_lost_is_found_before_the_timeout(caller: TopicResults, worker: TopicResults) -> None:
@@ -116,15 +140,26 @@ def test_wait_for_a_call_made_elsewhere_follows_what_is_kept(caller: TopicResult
     assert [one.id for one in found if one is not None] == [task_id]
 
 
-def test_last_result_of_an_id_that_ran_twice_does_not_confuse(caller: TopicResults, worker: TopicResults) -> None:
+def test_result_of_what_was_replayed_counts_instead_of_its_failure(caller: TopicResults, worker: TopicResults) -> None:
     task_id = new_task_id()
-    for value in (1, 2):
-        worker.keep(result(task_id, value), reply_to=caller.reply_to)
+    for ended in (failure(task_id), result(task_id, 5)):
+        worker.keep(ended, reply_to=None)
 
     found = caller.find(task_id)
 
     assert found is not None
-    assert found.id == task_id
+    assert found.state == "SUCCESS"
+
+
+def test_look_up_ends_at_a_success(caller: TopicResults, worker: TopicResults) -> None:
+    task_id = new_task_id()
+    for value in (5, 6):
+        worker.keep(result(task_id, value), reply_to=None)
+
+    found = caller.find(task_id)
+
+    assert found is not None
+    assert bytes(found.value) == b"5", "it read on"
 
 
 def test_expired_results_are_let_go_of_and_others_kept(broker: LocalBroker) -> None:
