@@ -55,6 +55,9 @@ LINES = (
 SCALE: Mapping[str, tuple[Callable[[Servers, int], Figures], float]] = {
     "delayed": (scale.delayed, 10),
     "backlog": (scale.backlog, 1),
+    "look_up": (scale.look_up, 2),
+    "processes": (scale.processes, 2),
+    "processes, 4 partitions": (partial(scale.processes, partitions="4"), 2),
     "fan_out": (scale.fan_out, 0.05),
     "fairness": (scale.fairness, 0.03),
 }
@@ -114,7 +117,7 @@ RATIOS_OF = (table.OURS, "pulsartasks, prefetch=1000", "pulsartasks, local")
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Of each; the median is shown.")
 @click.option("--minutes", type=float, default=14, show_default=True, help="Begin nothing after so many.")
 @click.option("--only", default="", help="Measure only what has this in its name, e.g. celery, drain, delayed.")
-@click.option("--large", is_flag=True, help="Only the backlog of a million, beside one of ten thousand.")
+@click.option("--large", is_flag=True, help="Only a million tasks or results, beside ten thousand.")
 @click.option("--json", "report_file", type=click.Path(path_type=Path), help="Write all figures of all runs here.")
 @click.option("--docs", is_flag=True, help="Write the tables and charts of docs/performance.md anew.")
 def main(tasks: int, runs: int, minutes: float, only: str, large: bool, report_file: Path | None, docs: bool) -> None:
@@ -128,6 +131,7 @@ def main(tasks: int, runs: int, minutes: float, only: str, large: bool, report_f
         if large:
             for count in (10_000, 1_000_000):
                 report.note(report.scale, f"backlog of {count:,}", partial(scale.backlog, started, count))
+                report.note(report.scale, f"look-up among {count:,}", partial(scale.look_up, started, count))
         else:
             if not only:
                 warm_up(started)

@@ -13,9 +13,11 @@ from uuid import uuid4
 
 from benchmarks.contenders import CONTENDERS, Contender, Trial
 from benchmarks.probe import now
-from benchmarks.processes import pss_mb, running, tree
+from benchmarks.processes import cpu_seconds, pss_mb, running, tree
 from benchmarks.servers import Servers
 from pulsartasks import PulsarTasks
+from pulsartasks.message import new_task_id
+from pulsartasks.results.base import Result
 from pulsartasks.worker.logs import configure_logging
 from pulsartasks.worker.worker import Worker
 from tests.services import wait_until
@@ -50,6 +52,54 @@ def backlog(servers: Servers, count: int, prefetch: str = "1000") -> Figures:
             instants = [ran for _, ran in trial.reader.records]
             rate = (count - 1) / (max(instants) - min(instants))
             return {"backlog": count, "per_second": rate, "grown_mb": pss_mb(tree(pid)) - before}
+
+
+def processes(servers: Servers, count: int, partitions: str = "0") -> Figures:
+    """The drain by 1 to 4 processes on one topic, and what it costs them and the server."""
+    figures: dict[str, float] = {}
+    for number in range(1, 5):
+        with tempfile.TemporaryDirectory() as folder:
+            contender = replace(_ours(), settings=(("prefetch", "1000"), ("partitions", partitions)))
+            trial = Trial(contender, servers, Path(folder))
+            trial.publisher("fill", count)
+            with running(*trial.worker(number)) as pid:
+                trial.ran(1)
+                already, worker, server = len(trial.reader.records), cpu_seconds(pid), _server_seconds(pid)
+                trial.ran(count)
+                worker, server = cpu_seconds(pid) - worker, _server_seconds(pid) - server
+            instants = sorted(ran for _, ran in trial.reader.records)
+            figures |= {
+                f"per_second_{number}": (count - 1) / (instants[-1] - instants[0]),
+                f"worker_us_{number}": worker / (count - already) * 1_000_000,
+                f"server_us_{number}": server / (count - already) * 1_000_000,
+            }
+    return figures
+
+
+def _server_seconds(worker: int) -> float:
+    """Processor time of all that was started here but the worker."""
+    return cpu_seconds(os.getpid()) - cpu_seconds(worker) - time.process_time()
+
+
+def look_up(servers: Servers, count: int) -> Figures:
+    """How long it takes to find a result by its id, as another process would, among `count` that are kept."""
+    app = _app(servers)
+    ids: list[str] = []
+    began = now()
+    for _ in range(0, count, 1000):
+        new = [new_task_id() for _ in range(1000)]
+        results = [Result(task_id, "note", "SUCCESS") for task_id in new]
+        confirmed = app.results.store([app.results.pack(result, reply_to=None) for result in results])
+        assert not any(confirmed)
+        ids += new
+    stored = now() - began
+    waits = []
+    for task_id in ids[:: len(ids) // 20]:
+        began = now()
+        assert app.results.find(task_id) is not None
+        waits.append((now() - began) * 1000)
+    app.close()
+    return {"results": count, "stored_per_second": count / stored, "p50_ms": sorted(waits)[10], "max_ms": max(waits)}
 
 
 def fan_out(servers: Servers, count: int) -> Figures:

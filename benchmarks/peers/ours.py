@@ -9,6 +9,9 @@ app = PulsarTasks(setting("queue"), setting("url"))
 options: dict[str, Any] = {"batching": True} if setting("batching") else {}
 options |= {"durable": False} if setting("volatile") else {}
 options |= {"prefetch": int(setting("prefetch"))} if setting("prefetch") else {}
+parts = int(setting("partitions", "0"))
+topic = app.topic("happened", schema=float, partitions=parts, subscriptions=[app.name]) if parts else None
+options |= {"topic": topic} if topic else {}
 
 
 @app.task(ignore_result=not setting("results"), **options)
@@ -22,7 +25,8 @@ publish = note.delay
 def fill(count: int) -> None:
     delay = float(setting("countdown", "0")) or None
     while count > 0:
-        app.publish_many([note.using(countdown=delay).s(now()).publication() for _ in range(min(count, 5000))])
+        what = topic or note.using(countdown=delay)
+        app.publish_many([what.s(now()).publication() for _ in range(min(count, 5000))])
         count -= 5000
 
 
