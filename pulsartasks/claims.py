@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
@@ -82,7 +81,7 @@ class ClaimCheck(Claims):
         key = f"{FOLDER}/{time.strftime('%Y-%m-%d', time.gmtime())}/{digest}"
         self._store.put(key, value, "application/json")
         claim = msgspec.json.encode(Claim(key, len(value), digest)).decode()
-        return replace(publication, value=b"null", properties={**publication.properties, CLAIM: claim})
+        return msgspec.structs.replace(publication, value=b"null", properties={**publication.properties, CLAIM: claim})
 
     def fetch(self, value: bytes, headers: Mapping[str, str]) -> bytes:
         if CLAIM not in headers:

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -60,8 +60,7 @@ OURS = frozenset((TASK, TASK_ID, REPLY_TO, CLAIM, *_DEATH, *_RETRY))
 """All headers that are not the caller's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(msgspec.Struct, frozen=True):  # a Struct, since one is made for every message
     """A message on its way to the broker."""
 
     topic: str
@@ -69,7 +68,7 @@ class Publication:
     value: bytes
     key: str | None = None
     """What order is kept by, and what partitions are chosen by."""
-    properties: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = {}
     deliver_at: float | None = None
     """Seconds since the epoch before which the broker holds the message; None: at once."""
     producer: str | None = None
@@ -207,10 +206,10 @@ def untrue(headers: Mapping[str, str]) -> str | None:
 
 def new_task_id() -> str:
     """A fresh id that sorts by time (UUIDv7, RFC 9562), so that a result can be looked up from the instant in it."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    high = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (random >> 62 & 0xFFF) << 64
-    return str(UUID(int=high | 0b10 << 62 | random & 0x3FFF_FFFF_FFFF_FFFF))
+    instant = f"{time.time_ns() // 1_000_000:012x}"
+    random = os.urandom(10).hex()
+    variant = "89ab"[int(random[3], 16) % 4]  # put together as text, since a UUID of the library's takes twice as long
+    return f"{instant[:8]}-{instant[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:19]}"
 
 
 def task_id_instant(task_id: str) -> float | None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+import msgspec
 import sqlalchemy as sa
 import structlog
 from sqlalchemy import event
@@ -308,7 +309,7 @@ class Relay:
 
     def _named(self, row: _Row, number: int | None) -> _Row:
         producer = self._deduplication.producer(row.shard)
-        return replace(row, publication=replace(row.publication, producer=producer, sequence=number))
+        return replace(row, publication=msgspec.structs.replace(row.publication, producer=producer, sequence=number))
 
     def _publish(self, topic: str, rows: Sequence[_Row]) -> dict[int, str]:
         """Send rows of one topic in their order; gives the ids of those that will never be sent, and why."""

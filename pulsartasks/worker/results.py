@@ -106,15 +106,17 @@ class ResultThread:
 
     def _send(self, going: Sequence[_Waiting]) -> list[_Waiting]:
         """Store all at once; gives what is to be tried again."""
-        refused = []
+        refused: list[_Waiting] = []
+        why = None
         for waiting, error in zip(going, self._stored(going), strict=True):
             over = self._stopping.is_set() or time.monotonic() - waiting.since > self._patience
             if error is None or isinstance(error, CallError) or over:
                 self._tell(waiting, error)
             else:
                 refused.append(waiting)
+                why = error
         if refused:
-            _log.warning("results.unsettled", results=len(refused))
+            _log.warning("results.unsettled", results=len(refused), error=str(why))
         return refused
 
     def _stored(self, going: Sequence[_Waiting]) -> Sequence[Stored]:
