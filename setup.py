@@ -24,8 +24,10 @@ EXTRAS = {
     "redis": ["redis>=5.2"],
     "metrics": ["prometheus-client>=0.21"],
     "otel": ["opentelemetry-api>=1.30"],
+    "pydantic": ["pydantic>=2.11"],
 }
 DEV = [
+    "basedpyright>=1.31",  # pyright in a wheel, with the Node that it runs on
     "boto3-stubs[s3]>=1.36",
     "coverage[toml]>=7.6",
     "jiwer>=4",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -20,14 +20,17 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 def to_builtin(value: Any) -> Any:
     """What msgspec asks for a type it does not know: pydantic models give their own data."""
     if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", round_trip=True)
     raise NotImplementedError(f"{type(value).__qualname__} is not data; give its fields instead")
 
 
 def from_builtin(kind: type, value: Any) -> Any:
     """The inverse of `to_builtin`, for an annotation that msgspec does not know."""
-    if hasattr(kind, "model_validate"):
-        return kind.model_validate(value)
+    if kind is object:
+        return value
+    if hasattr(kind, "model_validate_json"):
+        # As JSON, or a strict model would refuse a date's text; by either name, since a model may be sent by both.
+        return kind.model_validate_json(msgspec.json.encode(value), by_alias=True, by_name=True)
     raise NotImplementedError(f"{kind.__qualname__} cannot be made from JSON")
 
 
@@ -53,7 +56,9 @@ class PayloadCodec(Generic[T]):
         try:
             self._decode = msgspec.json.Decoder(kind, dec_hook=from_builtin).decode
         except TypeError as error:
-            raise ConfigurationError(f"{kind!r} cannot be read from JSON: {error}") from error
+            if not _has_model(kind):
+                raise ConfigurationError(f"{kind!r} cannot be read from JSON: {error}") from error
+            self._decode = _models_decoder(kind)
 
     def encode(self, payload: T) -> bytes:
         """`payload` as JSON, after checking that its reader will accept it.
@@ -164,7 +169,10 @@ class CallCodec:
         if not self._required.issubset(self._positional):
             return None
         call = msgspec.defstruct("Call", [("args", tuple[tuple(kinds)]), ("kwargs", _NoKeywords)])  # type: ignore[misc]
-        return msgspec.json.Decoder(call, dec_hook=from_builtin).decode
+        try:
+            return msgspec.json.Decoder(call, dec_hook=from_builtin).decode
+        except TypeError:  # pydantic reads one of them
+            return None
 
     def decode_keywords(self, value: bytes) -> tuple[list[Any], dict[str, Any]]:
         """The arguments in a message that another language wrote: the bare keyword arguments."""
@@ -214,10 +222,26 @@ class CallCodec:
 
 
 def is_data(kind: Any) -> bool:
-    """Whether values of this type can travel: msgspec knows it, or it is a pydantic model."""
-    return not isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType) or hasattr(
-        kind, "model_validate"
-    )
+    """Whether values of this type can travel: msgspec knows it, or it has pydantic models in it."""
+    if kind is object or _has_model(kind):
+        return True
+    return not isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType)
+
+
+def _has_model(kind: Any) -> bool:
+    return hasattr(kind, "model_validate_json") or any(map(_has_model, get_args(kind)))
+
+
+def _models_decoder(kind: Any) -> Callable[[bytes | msgspec.Raw], Any]:
+    """Reads what msgspec does not: a pydantic model beside other types, of which pydantic takes the one that fits."""
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter
+
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(val_json_bytes="base64"))
+    except PydanticUserError as error:
+        complaint = error.message.partition(". ")[0]
+        raise ConfigurationError(f"{kind!r} cannot be read from JSON: {complaint}") from error
+    return lambda value: adapter.validate_json(bytes(value), by_alias=True, by_name=True)
 
 
 def type_hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "runtime": {"words", "ports", "face", "runtime"},
     "edges": set(LAYERS),
 }
-WORDS_PACKAGES = {"croniter", "msgspec", "typing_extensions"}
+WORDS_PACKAGES = {"croniter", "msgspec", "pydantic", "typing_extensions"}
 EFFECTS = {"asyncio", "concurrent", "http", "multiprocessing", "select", "socket", "sqlite3", "subprocess", "threading"}
 """Words neither wait nor talk to anybody."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from pydantic import BaseModel, ConfigDict, Field, Json, RootModel, computed_field
 
 from pulsartasks.errors import ConfigurationError, InvalidArgumentsError, UnreadableMessageError
 from pulsartasks.serializers import CallCodec, PayloadCodec, encode, type_hints
@@ -32,26 +33,32 @@ class Parcel:
     orders: list[Order]
 
 
-class Model:
-    """Stands for a pydantic model: the two methods are all that is asked of it."""
+class Model(BaseModel):
+    """With all that makes its JSON other than its fields."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    model_config = ConfigDict(strict=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
 
-    def model_dump(self, mode: str) -> dict[str, str]:
-        assert mode == "json"
-        return {"name": self.name}
+    name: str = Field(alias="Name")
+    born: date = date(1815, 12, 10)
+    picture: bytes = b"\x00\xff"
+    first: tuple[int, ...] = ()
+    notes: Json[list[int]] = [1]
 
-    @classmethod
-    def model_validate(cls, value: dict[str, str]) -> Model:
-        if set(value) != {"name"}:
-            raise ValueError("one field, name, is wanted")
-        return cls(value["name"])
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def shouted(self) -> str:
+        return self.name.upper()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Model) and other.name == self.name
 
-    __hash__ = None  # type: ignore[assignment]
+class Other(BaseModel):
+    number: int
+
+
+class Numbers(RootModel[list[int]]):
+    """A model of what is no object."""
+
+
+ADA = Model(Name="ada", first=(1, 2))
 
 
 class Opaque:
@@ -61,7 +68,15 @@ class Opaque:
 VALUES: list[tuple[Any, Any]] = [
     (Order, Order("ada", 2)),
     (Parcel, Parcel(1.5, [Order("ada"), Order("grace")])),
-    (Model, Model("ada")),
+    (Model, ADA),
+    (Numbers, Numbers([1, 2])),
+    (list[Model], [ADA, ADA]),
+    (Model | None, None),
+    (dict[str, Model | None], {"a": ADA, "b": None}),
+    (Model | Other, Other(number=7)),
+    (Model | str, "ada"),
+    (list[Model | bytes | None], [ADA, b"\x00\xff", None]),
+    (object, {"free": [1, 2.5, None, True, "text"]}),
     (Colour, Colour.RED),
     (datetime, datetime(2026, 11, 23, 2, 15, tzinfo=timezone.utc)),
     (timedelta, timedelta(seconds=90)),
@@ -123,9 +138,15 @@ def test_field_that_a_newer_publisher_added_is_no_harm() -> None:
     assert PayloadCodec(Order).decode(b'{"customer": "ada", "colour": "red"}') == Order("ada")
 
 
-def test_type_that_cannot_be_read_from_json_is_refused_at_definition() -> None:
+@pytest.mark.parametrize("kind", [Order | Parcel | dict[str, int], bytes | str, Model | Order])
+def test_type_that_cannot_be_read_from_json_is_refused_at_definition(kind: Any) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read from JSON"):
-        PayloadCodec(Order | Parcel | dict[str, int])
+        PayloadCodec(kind)
+
+
+def test_model_that_another_language_sends_may_use_either_name() -> None:
+    for name in ("name", "Name"):
+        assert PayloadCodec(Model).decode(b'{"%s": "ada"}' % name.encode()) == Model(Name="ada")
 
 
 def greet(name: str, /, times: int = 1, *more: int, loud: bool = False, **rest: Order) -> None:
@@ -163,6 +184,19 @@ def test_wrong_call_is_refused_with_the_argument_that_is_wrong(
 
     with pytest.raises(InvalidArgumentsError, match=complaint):
         codec.encode(args, kwargs)
+
+
+def test_call_may_have_a_model_beside_other_types_among_its_arguments() -> None:
+    def register(person: Model | str, times: int) -> None:
+        """Takes either."""
+
+    register.__annotations__["person"] = Model | str
+    codec = CallCodec(register)
+
+    assert codec.decode(codec.encode((ADA, 2), {})) == ([ADA, 2], {})
+    assert codec.decode(codec.encode(("ada", 2), {})) == (["ada", 2], {})
+    with pytest.raises(InvalidArgumentsError, match="argument 'person'"):
+        codec.encode((7, 2), {})
 
 
 def test_what_the_worker_fills_in_does_not_travel() -> None:
