@@ -33,7 +33,7 @@ check: ## format, lint, types, layers and fast tests; then the sizes
 	@$(PYTHON) -m tools python -m ruff format --check --quiet $(SOURCES)
 	@$(PYTHON) -m tools python -m ruff check --quiet $(SOURCES)
 	@$(PYTHON) -m tools python -m mypy
-	@$(PYTHON) -m tools python -m pytest -q tests/unit $(ARGS)
+	@$(PYTHON) -m tools python -m pytest -q tests/unit tests/typing $(ARGS)
 	@$(PYTHON) -m tools python -m tools.sizes
 
 format: ## rewrite the sources as `make check` wants them

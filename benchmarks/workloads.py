@@ -341,12 +341,12 @@ def _publisher(url: str, *, batching: bool = False) -> tuple[PulsarTasks, Any]:
     if batching and "batching" in {field.name for field in fields(TaskOptions)}:
         options["batching"] = True
 
-    @app.task(**options)
     def add(x: int, y: int) -> int:
         return x + y
 
-    add.delay(1, 2)
-    return app, add
+    task: Any = app.task(**options)(add)
+    task.delay(1, 2)
+    return app, task
 
 
 def _each(rate: Rate, count: int) -> Rate:

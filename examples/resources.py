@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pulsartasks import PulsarTasks
+from pulsartasks import INJECTED, PulsarTasks
 from pulsartasks.worker.logs import configure_logging
 from pulsartasks.worker.worker import Worker
 
@@ -27,12 +27,12 @@ def dictionary() -> Iterator[Dictionary]:
 
 
 @app.task
-def translate(word: str, dictionary: Dictionary) -> str:
+def translate(word: str, dictionary: Dictionary = INJECTED) -> str:  # the worker's to give
     return dictionary.words[word]
 
 
 def main() -> None:
-    calls = [translate.apply_async([word]) for word in ("hello", "world", "task")]
+    calls = [translate.delay(word) for word in ("hello", "world", "task")]
     print("translated:", " ".join(call.get(timeout=10) for call in calls))
 
 

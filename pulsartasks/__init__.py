@@ -36,10 +36,11 @@ from pulsartasks.errors import (
 from pulsartasks.message import DeadLetter, Request
 from pulsartasks.result import AsyncResult
 from pulsartasks.signature import Signature
-from pulsartasks.task import Task
+from pulsartasks.task import INJECTED, Task
 from pulsartasks.topic import Tail, Topic
 
 __all__ = [
+    "INJECTED",
     "AsyncResult",
     "AuthenticationError",
     "AuthorizationError",

@@ -7,7 +7,7 @@ import inspect
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
@@ -41,6 +41,26 @@ DEFAULT_BROKER = "local://"
 ASYNC_THREADS = 64
 """On which calls from asyncio wait for the broker; started as they are needed."""
 _MODULES = {"pulsar+ssl": "pulsar", "memory": "local"}
+
+
+class Decorator(Protocol):
+    """What ``@app.task(...)`` does to a function, for type checkers."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class BindingDecorator(Protocol):
+    """The same with ``bind=True``: callers do not give the context."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[TaskContext, P], Coroutine[Any, Any, R]], /
+    ) -> Task[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
 
 
 class Testing(Protocol):
@@ -101,15 +121,13 @@ class PulsarTasks:
     # Definition
 
     @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def task(
-        self, *, bind: Literal[True], **options: Unpack[TaskKeywords]
-    ) -> Callable[[Callable[Concatenate[TaskContext, P], R]], Task[P, R]]: ...
+    def task(self, *, bind: Literal[True], **options: Unpack[TaskKeywords]) -> BindingDecorator: ...
     @overload
-    def task(
-        self, *, bind: Literal[False] = False, **options: Unpack[TaskKeywords]
-    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, *, bind: Literal[False] = False, **options: Unpack[TaskKeywords]) -> Decorator: ...
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:  # type: ignore[misc]
         """Make a function a task: ``@app.task`` or ``@app.task(option=...)``; `TaskOptions` documents the options.
 

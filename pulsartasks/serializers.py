@@ -54,7 +54,9 @@ class PayloadCodec(Generic[T]):
 
     def __init__(self, kind: Any) -> None:
         try:
-            self._decode = msgspec.json.Decoder(kind, dec_hook=from_builtin).decode
+            self._decode: Callable[[bytes | msgspec.Raw], Any] = msgspec.json.Decoder(
+                kind, dec_hook=from_builtin
+            ).decode
         except TypeError as error:
             if not _has_model(kind):
                 raise ConfigurationError(f"{kind!r} cannot be read from JSON: {error}") from error

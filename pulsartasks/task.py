@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol
 
-from typing_extensions import ParamSpec, Unpack
+from typing_extensions import ParamSpec, TypeVar, Unpack
 
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, InvalidArgumentsError
@@ -36,6 +36,8 @@ from pulsartasks.topics import (
 
 P = ParamSpec("P")
 R = TypeVar("R")
+C = TypeVar("C", default=R)
+"""What the plain function gives: for an ``async def`` a coroutine, whose result is R."""
 
 
 class TaskHost(Protocol):
@@ -65,11 +67,25 @@ class TaskTopics:
     """None: what is given up is dropped."""
 
 
-class Task(Generic[P, R]):
+class Injected:
+    """Stands where a worker puts a resource, in a function that was called directly."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"no {name!r}: this is a resource, which only a worker fills in; give one yourself here")
+
+    def __repr__(self) -> str:
+        return "INJECTED"
+
+
+INJECTED: Final[Any] = Injected()
+"""The default of a parameter that is a resource, so that type checkers know that callers leave it out."""
+
+
+class Task(Generic[P, R, C]):
     """A function that can be called here, or through its topic; made by ``@app.task``."""
 
     def __init__(
-        self, host: TaskHost, function: Callable[..., R], options: TaskOptions, resources: Mapping[type, object]
+        self, host: TaskHost, function: Callable[..., Any], options: TaskOptions, resources: Mapping[type, object]
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -105,12 +121,10 @@ class Task(Generic[P, R]):
             else (dead_letter_topic(stored, self.subscription) if dead_letter else None),
         )
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Run the function here and now, without any broker."""
-        if self.options.bind:
-            context = TaskContext(Request(task=self.name), self.retry_policy)
-            return self.function(context, *args, **kwargs)
-        return self.function(*args, **kwargs)
+        context = [TaskContext(Request(task=self.name), self.retry_policy)] if self.options.bind else []
+        return self.function(*context, *args, **kwargs)  # type: ignore[no-any-return]
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send a call; returns once the broker has confirmed it, so that it cannot be lost silently.
@@ -138,7 +152,7 @@ class Task(Generic[P, R]):
         publication = self.compose(args, kwargs, self.call_options)
         return self._sent(publication, await self._host.publishing.asend(publication))
 
-    def using(self, **options: Unpack[CallKeywords]) -> Task[P, R]:
+    def using(self, **options: Unpack[CallKeywords]) -> Task[P, R, C]:
         """The same task whose calls have these options (see `CallOptions`); still typed.
 
         ``add.using(countdown=10).delay(2, 3)``
@@ -214,10 +228,15 @@ class Task(Generic[P, R]):
         parameters = inspect.signature(self.function).parameters
         if not self.options.bind and next(iter(parameters), None) == "self":
             raise ConfigurationError(f"task {self.name!r}: its first parameter is self; write @app.task(bind=True)")
-        for name in parameters:
+        for name, parameter in parameters.items():
             kind = hints.get(name, Any)
             if kind is TaskContext or name in self.injected:
                 continue
+            if parameter.default is INJECTED:
+                raise ConfigurationError(
+                    f"task {self.name!r}: parameter {name!r} is INJECTED, but nothing yields {kind!r}; define an "
+                    "@app.resource for it above the task"
+                )
             if not is_data(kind):
                 raise ConfigurationError(
                     f"task {self.name!r}: parameter {name!r} has the type {kind!r}, which is neither data nor a "

@@ -204,7 +204,7 @@ def test_wrong_option_is_refused_at_definition_with_a_hint(wrong: str) -> None:
     app = PulsarTasks("shop", "memory://")
 
     with pytest.raises(ConfigurationError, match=hint):
-        app.task(**options)(plain)  # type: ignore[no-untyped-call]
+        app.task(**options)(plain)
 
     assert not app.tasks
 

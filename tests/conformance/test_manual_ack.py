@@ -131,7 +131,7 @@ def test_async_task_acknowledges_too(app: PulsarTasks, start_worker: Workers) ->
 
     start_worker(app)
 
-    assert pay.delay().get(timeout=30) == "paid"  # type: ignore[comparison-overlap]
+    assert pay.delay().get(timeout=30) == "paid"
 
 
 @pytest.mark.guarantee(1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from pulsartasks import ConfigurationError, PulsarTasks, PulsarTasksError, TaskContext
+from pulsartasks import INJECTED, ConfigurationError, PulsarTasks, PulsarTasksError, TaskContext
 from pulsartasks.message import Publication, Request
 from pulsartasks.middleware.base import Execute, Middleware, Publish
 from pulsartasks.outcome import Outcome
@@ -47,11 +47,11 @@ def test_resource_is_set_up_once_before_the_first_message_and_torn_down_at_the_e
         yield Unused()
 
     @app.task
-    def run(number: int, engine: Engine) -> str:
+    def run(number: int, engine: Engine = INJECTED) -> str:
         story.append("run")
         return f"{engine.name} {number}"
 
-    results = [run.delay(number) for number in range(3)]  # type: ignore[call-arg]
+    results = [run.delay(number) for number in range(3)]
     worker = start_worker(app)
     assert [result.get(timeout=30) for result in results] == ["tiny 0", "tiny 1", "tiny 2"]
     worker.stop()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pulsartasks import PulsarTasks, TaskContext
+from pulsartasks import INJECTED, PulsarTasks, TaskContext
 
 
 class Engine:
@@ -80,11 +80,11 @@ def test_resources_are_set_up_and_torn_down() -> None:
         story.append("down")
 
     @app.task
-    def use(engine: Engine) -> None:
+    def use(engine: Engine = INJECTED) -> None:
         story.append("used")
 
     with app.testing() as session:
-        use.delay()  # type: ignore[call-arg]
+        use.delay()
         session.join(timeout=30)
 
     assert story == ["up", "used", "down"]

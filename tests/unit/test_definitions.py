@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from pulsartasks import ConfigurationError, InvalidArgumentsError, PulsarTasks, Task, TaskContext
+from pulsartasks import INJECTED, ConfigurationError, InvalidArgumentsError, PulsarTasks, Task, TaskContext
 from pulsartasks.app import open_broker
 from pulsartasks.cli import main
 from pulsartasks.worker.child import find_app
@@ -170,6 +170,22 @@ def test_self_without_bind_is_refused(app: PulsarTasks) -> None:
 def test_name_in_place_of_the_function_is_refused(app: PulsarTasks) -> None:
     with pytest.raises(ConfigurationError, match="write name='pay'"):
         app.task("pay")  # type: ignore[call-overload]
+
+
+def test_injected_parameter_without_a_resource_is_refused(app: PulsarTasks) -> None:
+    def run(number: int = INJECTED) -> None:
+        """Its parameter is data, but nobody gives it."""
+
+    with pytest.raises(ConfigurationError, match=r"'number' is INJECTED.*define an @app.resource"):
+        app.task(run)
+
+
+def test_injected_parameter_tells_whoever_calls_the_function_without_it() -> None:
+    def run(engine: CliRunner = INJECTED) -> object:
+        return engine.env
+
+    with pytest.raises(AttributeError, match=r"'env'.*which only a worker fills in"):
+        run()
 
 
 def test_resource_that_returns_is_refused(app: PulsarTasks) -> None:

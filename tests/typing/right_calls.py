@@ -1,0 +1,113 @@
+"""Calls that are right, and the types that type checkers must see in them. Nothing of this is run."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from typing_extensions import assert_type
+
+from pulsartasks import INJECTED, AsyncResult, PulsarTasks, Signature, Tail, TaskContext, Topic
+
+
+@dataclass
+class Order:
+    number: int
+    customer: str
+
+
+class Model:
+    def answer(self, question: str) -> str:
+        return question
+
+
+app = PulsarTasks("typing")
+
+
+@app.task
+def add(x: int, y: int = 0, *more: int, note: str = "") -> int:
+    return x + y + sum(more) + len(note)
+
+
+@app.task(bind=True, max_retries=5, retry_backoff=True, expires=60)
+def fetch(self: TaskContext, url: str) -> bytes | None:
+    raise self.retry(countdown=timedelta(seconds=1))
+
+
+@app.task
+async def wait(seconds: float) -> str:
+    return f"{seconds}"
+
+
+@app.task(bind=True, soft_time_limit=1)
+async def wait_bound(self: TaskContext, seconds: float) -> list[int]:
+    return [self.retries, int(seconds)]
+
+
+@app.resource
+def model() -> Iterator[Model]:
+    yield Model()
+
+
+@app.task(concurrency=1)
+def ask(question: str, model: Model = INJECTED) -> str:
+    return model.answer(question)
+
+
+placed = app.topic("placed", schema=Order, key=lambda order: order.customer, subscriptions=("mail",))
+failed = placed.dead_letters("mail")
+
+
+@app.task(topic=placed, subscription="mail", mode="key_shared")
+def mail(order: Order) -> None: ...
+
+
+def calls() -> None:
+    assert_type(add(1, 2), int)
+    assert_type(add.delay(1, 2, 3, note="x"), AsyncResult[int])
+    assert_type(add.delay(x=1, y=2), AsyncResult[int])
+    assert_type(add.apply_async((1, 2), {"note": "x"}, countdown=10, key="k", headers={"a": "b"}), AsyncResult[int])
+    assert_type(add.using(countdown=timedelta(seconds=1), expires=5).delay(1), AsyncResult[int])
+    assert_type(add.using(key="k")(1, 2), int)
+    assert_type(add.s(1, 2, note="x"), Signature)
+    assert_type(fetch("https://example.org"), bytes | None)
+    assert_type(fetch.delay("https://example.org"), AsyncResult[bytes | None])
+    assert_type(ask("the answer?", Model()), str)
+    assert_type(ask.delay("the answer?"), AsyncResult[str])
+    assert_type(mail.delay(Order(1, "Ada")), AsyncResult[None])
+
+
+async def calls_of_coroutines() -> None:
+    coroutine: Coroutine[Any, Any, str] = wait.using(key="k")(1.0)
+    assert_type(await coroutine, str)
+    assert_type(await wait(1.0), str)
+    assert_type(wait.delay(1.0), AsyncResult[str])
+    assert_type(await wait_bound(1.0), list[int])
+    assert_type(wait_bound.delay(1.0).get(timeout=1), list[int])
+    assert_type(await add.adelay(1, 2), AsyncResult[int])
+    assert_type(await wait.adelay(1.0), AsyncResult[str])
+    async with app.publishing():
+        await add.using(countdown=1).adelay(1, 2)
+
+
+def results(call: AsyncResult[int]) -> None:
+    assert_type(call.get(timeout=1), int)
+    assert_type(add.result("id"), AsyncResult[int])
+    assert_type(wait.result("id").get(), str)
+    assert_type(call.ready(), bool)
+    assert_type(call.traceback, str | None)
+    call.revoke(terminate=True)
+
+
+def events() -> None:
+    assert_type(placed, Topic[Order])
+    assert_type(failed, Topic[Order])
+    assert_type(placed.publish(Order(1, "Ada"), countdown=1, key="Ada"), str)
+    assert_type(placed.s(Order(1, "Ada")), Signature)
+    with placed.tail() as news:
+        assert_type(news, Tail[Order])
+        assert_type(news.receive(1.0), Order | None)
+        for order in news:
+            assert_type(order, Order)
