@@ -65,7 +65,10 @@ setup(
         "dev": DEV,
         "all": sorted({requirement for extra in EXTRAS.values() for requirement in extra}),
     },
-    entry_points={"console_scripts": ["pulsartasks = pulsartasks.cli:main"]},
+    entry_points={
+        "console_scripts": ["pulsartasks = pulsartasks.cli:main"],
+        "pytest11": ["pulsartasks = pulsartasks.testing.pytest_plugin"],
+    },
     keywords=["pulsar", "task queue", "background tasks", "celery", "messaging"],
     classifiers=[
         "Development Status :: 3 - Alpha",

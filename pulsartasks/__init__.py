@@ -2,6 +2,7 @@
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.claims import ClaimCheck
+from pulsartasks.clock import FrozenClock
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import (
     AuthenticationError,
@@ -52,6 +53,7 @@ __all__ = [
     "ClosedError",
     "ConfigurationError",
     "DeadLetter",
+    "FrozenClock",
     "IncompatibleSchemaError",
     "InvalidArgumentsError",
     "MaxRetriesExceededError",

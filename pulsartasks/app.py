@@ -20,11 +20,13 @@ from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks import plugins
 from pulsartasks.brokers.base import UNPACKED, Broker, Claims, Packing, Reader, confirmed
+from pulsartasks.clock import Clock, FrozenClock, SystemClock
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, wrap_publish
 from pulsartasks.options import TaskKeywords, TaskOptions
+from pulsartasks.published import Testing
 from pulsartasks.publishing import Publishing
 from pulsartasks.results.base import ResultStore
 from pulsartasks.revocation import Notice
@@ -61,14 +63,6 @@ class BindingDecorator(Protocol):
     ) -> Task[P, R, Coroutine[Any, Any, R]]: ...
     @overload
     def __call__(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
-
-
-class Testing(Protocol):
-    """What `PulsarTasks.testing` gives: see `pulsartasks.testing.TestingSession`."""
-
-    def join(self, timeout: float = 10.0) -> None:
-        """Wait until all that was published is settled; a `TimeoutError` after `timeout` seconds."""
-        ...
 
 
 class PulsarTasks:
@@ -109,6 +103,7 @@ class PulsarTasks:
         if not isinstance(claim_check, (Claims, type(None))):
             raise ConfigurationError(f"app {name!r}: write claim_check=ClaimCheck({claim_check!r})")
         self.claims = claim_check or Claims()
+        self.clock: Clock = SystemClock()
         self._broker_url = broker
         self._namespace = namespace
         self._tasks: dict[str, Task[..., Any]] = {}
@@ -211,6 +206,11 @@ class PulsarTasks:
         """All resources by the type they yield."""
         return MappingProxyType(self._resources)
 
+    @property
+    def topics(self) -> Mapping[str, Topic[Any]]:
+        """All event topics by their full names."""
+        return {topic.full_name: topic for topic in self._topics.values()}
+
     def add_topic(self, topic: Topic[Any]) -> None:
         """Register `topic`; called by `topic` and `Topic.dead_letters`."""
         known = self._topics.setdefault(qualify(topic.name, app=self.name), topic)
@@ -257,7 +257,8 @@ class PulsarTasks:
             eta: when the call is due, if that is more than a week away; a handle of a call made here knows it.
                 Without it a notice is kept for a week.
         """
-        notice = Notice.of(task_id, terminate=terminate, eta=None if eta is None else eta.timestamp())
+        instant = None if eta is None else eta.timestamp()
+        notice = Notice.of(task_id, terminate=terminate, eta=instant, now=self.clock.now())
         self.publish(notice.publication(self.revocations))
 
     def publish(self, publication: Publication) -> str:
@@ -294,27 +295,40 @@ class PulsarTasks:
         connection.declared.add(topic)
 
     def testing(
-        self, *, topics: Collection[str] | None = None, concurrency: int = 2
+        self,
+        *,
+        topics: Collection[str] | None = None,
+        concurrency: int = 2,
+        clock: FrozenClock | None = None,
+        eager: bool = False,
     ) -> AbstractContextManager[Testing]:
-        """Run this app, or those of its tasks that consume `topics`, on a broker in memory and threads of this process.
+        """Run this app on a broker in memory and threads of this process until the block ends.
 
-        `concurrency` messages of a subscription run at once. See `pulsartasks.testing`.
+        Args:
+            topics: only its tasks that consume these; what is sent to others stays there.
+            concurrency: messages of a subscription that run at once.
+            clock: stands still until `Testing.advance` moves it, and with it what is due: countdowns, retries, expiry.
+            eager: no threads: a call has run when `delay` returns, retries included. Without a `clock` of yours,
+                countdowns and delays take no time.
         """
         session: AbstractContextManager[Testing] = plugins.load("testing", "session").testing(
-            self, topics=topics, concurrency=concurrency
+            self, topics=topics, concurrency=concurrency, clock=clock, eager=eager
         )
         return session
 
     @contextmanager
-    def on_broker(self, url: str) -> Iterator[Broker]:
-        """Use another broker until the block ends. What was open before is closed, and so is what the block opens."""
+    def on_broker(self, url: str, *, clock: Clock | None = None) -> Iterator[Broker]:
+        """Use another broker, and clock, until the block ends. What was open before is closed, and so is what the block
+        opens.
+        """
         self.close()
-        configured, self._broker_url = self._broker_url, url
+        before = self._broker_url, self.clock
+        self._broker_url, self.clock = url, clock or self.clock
         try:
             yield self.broker
         finally:
             self.close()
-            self._broker_url = configured
+            self._broker_url, self.clock = before
 
     def close(self) -> None:
         """Close this process's connection, if there is one; the next use opens another."""
@@ -384,7 +398,11 @@ class _Connection:
         self.declared: set[str] = set()
         self.broker = open_broker(app.broker_url)
         self.results: ResultStore = plugins.load("results", "topic").TopicResults(
-            self.broker, topic=app.qualify(f"{app.name}.results"), expires=app.result_expires, claims=app.claims
+            self.broker,
+            topic=app.qualify(f"{app.name}.results"),
+            expires=app.result_expires,
+            claims=app.claims,
+            clock=app.clock,
         )
         self.threads = ThreadPoolExecutor(ASYNC_THREADS, "pulsartasks-async")
         self._inherited = inherited

@@ -162,10 +162,10 @@ def without_retries(headers: Mapping[str, str]) -> dict[str, str]:
 def milliseconds(instant: float) -> str:
     """The first whole millisecond that is not before `instant` (seconds since the epoch): a delay is never early.
 
-    >>> milliseconds(1688062274.7101)
-    '1688062274711'
+    >>> milliseconds(1688062274.7101), milliseconds(1688062274.711)
+    ('1688062274711', '1688062274711')
     """
-    return str(math.ceil(instant * 1000))
+    return str(math.ceil(round(instant * 1000, 3)))  # a float's last bit must not make it a millisecond more
 
 
 def read_int(headers: Mapping[str, str], name: str) -> int:
@@ -204,9 +204,9 @@ def untrue(headers: Mapping[str, str]) -> str | None:
     return None
 
 
-def new_task_id() -> str:
+def new_task_id(now: float | None = None) -> str:
     """A fresh id that sorts by time (UUIDv7, RFC 9562), so that a result can be looked up from the instant in it."""
-    instant = f"{time.time_ns() // 1_000_000:012x}"
+    instant = f"{int((time.time() if now is None else now) * 1000):012x}"
     random = os.urandom(10).hex()
     variant = "89ab"[int(random[3], 16) % 4]  # put together as text, since a UUID of the library's takes twice as long
     return f"{instant[:8]}-{instant[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:19]}"

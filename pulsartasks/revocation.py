@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 
 from pulsartasks.errors import UnreadableMessageError
@@ -23,8 +21,8 @@ class Notice(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether it is also to be interrupted where it runs."""
 
     @classmethod
-    def of(cls, task_id: str, *, terminate: bool, eta: float | None) -> Notice:
-        return cls(task_id, max(time.time(), eta or 0.0) + KEPT, terminate)
+    def of(cls, task_id: str, *, terminate: bool, eta: float | None, now: float) -> Notice:
+        return cls(task_id, max(now, eta or 0.0) + KEPT, terminate)
 
     @classmethod
     def read(cls, value: bytes) -> Notice:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,6 +13,7 @@ from typing import Any, Final, Generic, Protocol
 
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
+from pulsartasks.clock import Clock
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import ETA, EXPIRES, REPLY_TO, TASK, TASK_ID, Publication, Request, milliseconds, new_task_id
@@ -44,6 +44,7 @@ class TaskHost(Protocol):
     """What a task needs of its app."""
 
     name: str
+    clock: Clock
 
     def qualify(self, name: str) -> str: ...
     def revoke(self, task_id: str, *, terminate: bool = False, eta: datetime | None = None) -> None: ...
@@ -168,13 +169,13 @@ class Task(Generic[P, R, C]):
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
         """The message of one call; see `delay`."""
         options.check()
-        now = time.time()
+        now = self._host.clock.now()
         due, expiry = options.due(now), options.expiry(now)
         if due is not None and not self.options.durable:
             raise InvalidArgumentsError(f"{self.name} has durable=False: nothing holds a call of it until it is due")
         if expiry is None and self.options.expires is not None:
             expiry = now + self.options.expires
-        properties = {**options.headers, TASK: self.name, TASK_ID: options.task_id or new_task_id()}
+        properties = {**options.headers, TASK: self.name, TASK_ID: options.task_id or new_task_id(now)}
         if not self.options.ignore_result:
             properties[REPLY_TO] = self._host.results.reply_to
         if due is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 from typing_extensions import Unpack
 
 from pulsartasks.brokers.base import Claims, Reader
+from pulsartasks.clock import Clock
 from pulsartasks.errors import ClosedError, ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import ETA, EXPIRES, Publication, milliseconds
 from pulsartasks.publishing import Publishing
@@ -39,6 +39,7 @@ class TopicHost(Protocol):
 
     name: str
     claims: Claims
+    clock: Clock
 
     def qualify(self, name: str) -> str: ...
     @property
@@ -70,7 +71,7 @@ class Topic(Generic[T]):
         self.partitions = partitions
         self.subscriptions = frozenset(subscriptions)
         self._host = host
-        self._codec: PayloadCodec[T] = PayloadCodec(schema)
+        self.codec: PayloadCodec[T] = PayloadCodec(schema)
         self.registered: Schema | None = None
         """What the broker is told about the payloads."""
         self.unregistered = ""
@@ -106,7 +107,7 @@ class Topic(Generic[T]):
 
         Everybody who tails sees every message. While the connection is away, messages are missed.
         """
-        return Tail(self._host.read(self.full_name), self._codec, self._host.claims)
+        return Tail(self._host.read(self.full_name), self.codec, self._host.claims)
 
     def dead_letters(self, subscription: str, *, subscriptions: Collection[str] = ()) -> Topic[T]:
         """The topic of what `subscription` gave up, as one that tasks can subscribe to under the names in
@@ -151,11 +152,11 @@ class Topic(Generic[T]):
         if options.task_id is not None:
             raise InvalidArgumentsError(f"an event of {self.name} has no task_id: it is no call of one task")
         [payload] = args
-        now = time.time()
+        now = self._host.clock.now()
         # The instants travel too, since not every subscription is held back by the broker.
         instants = {ETA: options.due(now), EXPIRES: options.expiry(now)}
         try:
-            value = self._codec.encode(payload)
+            value = self.codec.encode(payload)
         except InvalidArgumentsError as error:
             raise InvalidArgumentsError(f"an event of {self.name}: {error}") from error
         return Publication(

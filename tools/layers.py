@@ -34,6 +34,7 @@ FACE = (
     "signature",
     "topic",
     "task",
+    "published",
     "canvas",
     "app",
     "__init__",

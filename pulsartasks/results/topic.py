@@ -21,6 +21,7 @@ import msgspec
 import structlog
 
 from pulsartasks.brokers.base import Broker, Claims, Delivery, Packing, Reader, check_size
+from pulsartasks.clock import Clock, SystemClock
 from pulsartasks.errors import ClosedError, PulsarTasksError
 from pulsartasks.message import CLAIM, LONGEST_ID, TASK_ID, Publication, task_id_instant
 from pulsartasks.results.base import PackedResult, Result, ResultStore, text_of
@@ -49,13 +50,22 @@ _decode_list = msgspec.json.Decoder(list[Result]).decode
 class TopicResults(ResultStore):
     """Results on the broker that also carries the calls."""
 
-    def __init__(self, broker: Broker, *, topic: str, expires: float = 86_400.0, claims: Claims | None = None) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        topic: str,
+        expires: float = 86_400.0,
+        claims: Claims | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._broker = broker
+        self._clock = clock or SystemClock()
         self._claims = claims or Claims()
         self._topic = topic
         self._expires = expires
         replies = volatile_topic(topic)
-        self._inbox = _Inbox(broker, f"{replies}-{uuid4().hex}")
+        self._inbox = _Inbox(broker, f"{replies}-{uuid4().hex}", self._clock)
         self._may_reply_to = re.compile(re.escape(replies) + "-(?!.*-partition-)[0-9A-Za-z-]{1,64}").fullmatch
         self._declared = False
 
@@ -85,7 +95,7 @@ class TopicResults(ResultStore):
     def find(self, task_id: str) -> Result | None:
         made = task_id_instant(task_id)
         # Just now there cannot be many, and a second reader would cost more than it saves.
-        old = made is not None and made < time.time() - 4 * LIKELY_SKEW
+        old = made is not None and made < self._clock.now() - 4 * LIKELY_SKEW
         found = self._follow(task_id, skew=LIKELY_SKEW, until=0.0) if old else None
         return found or self._follow(task_id, until=0.0)
 
@@ -138,7 +148,7 @@ class TopicResults(ResultStore):
     def _follow(self, task_id: str, *, until: float, skew: float = CLOCK_SKEW) -> Result | None:
         """Read what is kept from the id's own instant on, and then what arrives until `until` (monotonic seconds)."""
         self._declare()
-        oldest = time.time() - self._expires
+        oldest = self._clock.now() - self._expires
         reader = self._broker.read(self._topic, since=max(oldest, (task_id_instant(task_id) or 0.0) - skew))
         try:
             found = None
@@ -159,7 +169,7 @@ class TopicResults(ResultStore):
 
     def expire(self) -> None:
         self._declare()
-        self._broker.trim(self._topic, KEEPER, before=time.time() - self._expires)
+        self._broker.trim(self._topic, KEEPER, before=self._clock.now() - self._expires)
 
     def close(self) -> None:
         self._inbox.close()
@@ -226,8 +236,9 @@ class _Waiter:
 class _Inbox:
     """Hears of results on this process's own topic; it listens from the first `get()` on."""
 
-    def __init__(self, broker: Broker, topic: str) -> None:
+    def __init__(self, broker: Broker, topic: str, clock: Clock) -> None:
         self.topic = topic
+        self._clock = clock
         self._broker = broker
         self._lock = threading.Lock()
         self._waiters: dict[str, _Waiter] = {}
@@ -276,7 +287,7 @@ class _Inbox:
         with self._lock:
             if not self.listening:
                 self._reader = self._broker.read(self.topic)
-                self._complete_since = time.time()
+                self._complete_since = self._clock.now()
                 threading.Thread(
                     target=self._dispatch, args=[self._reader], name="pulsartasks-results", daemon=True
                 ).start()
@@ -291,7 +302,7 @@ class _Inbox:
                 _log.warning("results.unheard", error=str(error))
                 self._complete_since = float("inf")
                 time.sleep(LISTEN_AGAIN)
-                self._complete_since = time.time()
+                self._complete_since = self._clock.now()
                 continue
             if delivery is not None:
                 self._arrive(delivery)
@@ -310,7 +321,7 @@ class _Inbox:
                 self._arrived[task_id] = pushed
                 if len(self._arrived) > REMEMBERED:
                     self._arrived.popitem(last=False)
-                    self._complete_since = time.time()
+                    self._complete_since = self._clock.now()
                 return
         waiter.take(pushed)
 

@@ -2,56 +2,112 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.local import LocalBroker
+from pulsartasks.clock import FrozenClock
+from pulsartasks.errors import ConfigurationError
+from pulsartasks.published import Published, Testing
+from pulsartasks.testing.eager import Eagerness, EagerWorker
+from pulsartasks.testing.recorder import Recorder, Target
 from pulsartasks.worker.worker import Worker
 
 _LOOK_AGAIN = 0.002
 
 
 class TestingSession:
-    """A running test of an app."""
+    """A running test of an app; `Testing` documents it."""
 
     __test__ = False  # pytest must not take it for a test
 
-    def __init__(self, app: PulsarTasks, broker: LocalBroker, worker: Worker) -> None:
-        self.app = app
+    def __init__(self, broker: LocalBroker, worker: Worker, recorder: Recorder, clock: FrozenClock | None) -> None:
         self._broker = broker
         self._worker = worker
+        self._recorder = recorder
+        self._clock = clock
 
     def join(self, timeout: float = 10.0) -> None:
-        """Wait until all that was published is settled, what tasks publish themselves included.
-
-        Raises:
-            TimeoutError: something is still waiting (perhaps for a retry or an eta) or running after `timeout` seconds.
-        """
+        if isinstance(self._worker, EagerWorker):
+            self._worker.run()
         deadline = time.monotonic() + timeout
-        # Subscriptions count from when they are consumed: looking earlier would find nothing to wait for.
-        while not self._worker.ready or self._broker.store.unsettled():
+        while unsettled := self._unsettled():
             if time.monotonic() > deadline:
-                unsettled = self._broker.store.unsettled()
                 raise TimeoutError(f"messages that are not settled after {timeout:g} s: {unsettled}")
             time.sleep(_LOOK_AGAIN)
+
+    def advance(self, by: float | timedelta, timeout: float = 10.0) -> None:
+        if self._clock is None:
+            raise ConfigurationError("the clock ticks by itself; write app.testing(clock=FrozenClock())")
+        seconds = by.total_seconds() if isinstance(by, timedelta) else by
+        end = self._clock.now() + seconds
+        self.join(timeout)
+        while (due := self._next_instant(self._clock)) is not None and due <= end:
+            self._move(self._clock, due, timeout)
+        self._move(self._clock, end, timeout)
+
+    def published(self, target: Target | None = None) -> Sequence[Published]:
+        return self._recorder.published(target)
+
+    def assert_published(self, target: Any, /, *args: Any, **kwargs: Any) -> Published:
+        __tracebackhide__ = True
+        return self._recorder.find(target, args, kwargs)
+
+    def _unsettled(self) -> int:
+        """How many messages are to be waited for, and what else; 0: none."""
+        # Subscriptions count from when they are consumed: looking earlier would find nothing to wait for.
+        if not self._worker.ready or not self._worker.revoked.keys() >= set(self._recorder.revoked):
+            return 1
+        if self._clock is None:
+            return self._broker.store.unsettled(due_by=math.inf)
+        asleep, _ = self._worker.asleep()  # before the others are counted: it only grows while the clock stands
+        return self._broker.store.unsettled(due_by=self._clock.now()) - asleep
+
+    def _next_instant(self, clock: FrozenClock) -> float | None:
+        waiting = self._broker.store.next_instant(after=clock.now()), self._worker.asleep()[1]
+        return min((due for due in waiting if due is not None), default=None)
+
+    def _move(self, clock: FrozenClock, instant: float, timeout: float) -> None:
+        clock.move_to(instant)
+        self._broker.look()
+        self.join(timeout)
 
 
 @contextmanager
 def testing(
-    app: PulsarTasks, *, topics: Collection[str] | None = None, concurrency: int = 2
-) -> Iterator[TestingSession]:
+    app: PulsarTasks,
+    *,
+    topics: Collection[str] | None = None,
+    concurrency: int = 2,
+    clock: FrozenClock | None = None,
+    eager: bool = False,
+) -> Iterator[Testing]:
     """Replace the app's broker by one in memory, and run a worker on it until the block ends.
 
-    Resources are set up and torn down as in a real worker. `topics` and `concurrency` are the worker's; what is sent to
-    other topics stays there, and `TestingSession.join` does not wait for it.
+    `PulsarTasks.testing` documents the arguments.
+
+    Resources are set up and torn down as in a real worker. What is sent to topics that nobody consumes stays there,
+    and `Testing.join` does not wait for it.
     """
-    with app.on_broker("memory://") as broker:
+    recorder, eagerness = Recorder(app), Eagerness()
+    middleware = app.middleware
+    moving = FrozenClock() if eager and clock is None else None
+    with app.on_broker("memory://", clock=clock or moving) as broker:
         assert isinstance(broker, LocalBroker)
-        worker = Worker(app, concurrency=concurrency, topics=topics)
-        worker.start()
+        broker.clock = app.clock
+        app.middleware = (recorder, *([eagerness] if eager else []), *middleware)
+        if eager:
+            worker: Worker = EagerWorker(app, broker, eagerness, topics=topics, clock=moving)
+        else:
+            worker = Worker(app, concurrency=concurrency, topics=topics)
         try:
-            yield TestingSession(app, broker, worker)
+            worker.start()
+            yield TestingSession(broker, worker, recorder, clock)
         finally:
+            app.middleware = middleware
             worker.stop(grace=5.0)

@@ -79,6 +79,10 @@ class ConsumerThreads(ABC):
         self._failed, self._first = failed, first
         threading.Thread(target=self._open, name=f"{self.subscription.name}-open", daemon=True).start()
 
+    def asleep(self) -> tuple[int, float | None]:
+        """How many received messages wait here for an instant to come, and the first such instant."""
+        return 0, None
+
     def stop(self) -> None:
         """Receive no more; what runs goes on. Returns at once."""
         self._stopping.set()
@@ -162,7 +166,7 @@ class ConsumerThreads(ABC):
     def _wait_until_due(self, delivery: Delivery) -> bool:
         """Hold a message that came early; False if it must not run here: the worker stops, or it is far too early."""
         eta = read_eta(delivery.properties)
-        early = eta - time.time()
+        early = eta - self._app.clock.now()
         while early > 0:
             # Only where it came back too early is there a broker to be patient with, whose delayed delivery may be off.
             if (early < EARLY_TICK or self._waits_on(delivery.topic) == delivery.topic) and self._stopping.wait(
@@ -172,7 +176,7 @@ class ConsumerThreads(ABC):
             if early > EARLY_TICK:
                 self._put_back(delivery, eta)
                 return False
-            early = eta - time.time()
+            early = eta - self._app.clock.now()
         return True
 
     def _waits_on(self, topic: str) -> str:
@@ -181,7 +185,7 @@ class ConsumerThreads(ABC):
 
     def _put_back(self, delivery: Delivery, eta: float) -> None:
         """Have the broker hold a message that it gave out far too early, since nothing told it not to, or in vain."""
-        _log.warning("message.early", message_id=delivery.message_id, seconds=round(eta - time.time(), 1))
+        _log.warning("message.early", message_id=delivery.message_id, seconds=round(eta - self._app.clock.now(), 1))
         topic = self._waits_on(delivery.topic)
         self._app.publish(Publication(topic, delivery.value, delivery.key, delivery.properties, deliver_at=eta))
         delivery.acknowledge()
@@ -240,6 +244,10 @@ class OrderedConsumer(ConsumerThreads):
         self._lanes = Lanes(ORDERED_BUFFER)
         self._receiving = False
 
+    def asleep(self) -> tuple[int, float | None]:
+        with self._condition:
+            return self._lanes.asleep(self._app.clock.now()), self._lanes.next_due()
+
     def stop(self) -> None:
         super().stop()
         with self._condition:
@@ -264,13 +272,13 @@ class OrderedConsumer(ConsumerThreads):
                     self._lanes.done(held)
                 else:
                     held.retries += 1
-                    self._lanes.postpone(held, time.time() + delay)
+                    self._lanes.postpone(held, self._app.clock.now() + delay)
                 self._condition.notify()
 
     def _next(self, consumer: Consumer) -> Held | None:
         """Something to run; None after a while without."""
         with self._condition:
-            if (held := self._lanes.take(time.time())) is not None:
+            if (held := self._lanes.take(self._app.clock.now())) is not None:
                 return held
             if self._receiving or self._lanes.full:
                 self._condition.wait(self._until_due())
@@ -293,7 +301,7 @@ class OrderedConsumer(ConsumerThreads):
     def _moved_aside(self, delivery: Delivery) -> bool:
         """Whether a message that is not due for long now waits elsewhere: here it would take the place of others."""
         eta = read_eta(delivery.properties)
-        if eta - time.time() <= EARLY_TICK:
+        if eta - self._app.clock.now() <= EARLY_TICK:
             return False
         try:
             self._put_back(delivery, eta)
@@ -303,14 +311,14 @@ class OrderedConsumer(ConsumerThreads):
 
     def _hold(self, held: Held) -> None:
         due = read_eta(held.delivery.properties)
-        if due > time.time():  # Pulsar holds nothing back for exclusive and failover subscriptions
+        if due > self._app.clock.now():  # Pulsar holds nothing back for exclusive and failover subscriptions
             self._lanes.park(held, due)
         else:
             self._lanes.put(held)
 
     def _until_due(self) -> float:
         due = self._lanes.next_due()
-        return RECEIVE_TIMEOUT if due is None else min(RECEIVE_TIMEOUT, max(0.0, due - time.time()))
+        return RECEIVE_TIMEOUT if due is None else min(RECEIVE_TIMEOUT, max(0.0, due - self._app.clock.now()))
 
     def _lane(self, delivery: Delivery) -> Hashable:
         if not self._by_key:

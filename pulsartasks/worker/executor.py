@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Container, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -63,6 +62,7 @@ class Executor:
     ) -> None:
         self.guard = Guard(app)
         self._claims = app.claims
+        self._clock = app.clock
         self._routes = routes
         self._resources = resources
         self._attempt = wrap_execute(middleware, self._call)
@@ -159,9 +159,9 @@ class Executor:
 
     def _run(self, run: Run) -> Outcome:
         if run.task is None:
-            return _unknown(run)
+            return _unknown(run, self._clock.now())
         if run.unreadable is not None:
-            return _unreadable(run, run.unreadable)
+            return _unreadable(run, run.unreadable, self._clock.now())
         if run.story is not None and (outcome := _verdict(run, run.story, run.task)) is not None:
             return outcome
         attempt = self._attempt
@@ -256,21 +256,21 @@ def _arguments(value: bytes, headers: Mapping[str, str], task: Task[..., Any]) -
     return task.codec.decode_keywords(value)
 
 
-def _unreadable(run: Run, error: PulsarTasksError) -> Outcome:
+def _unreadable(run: Run, error: PulsarTasksError, now: float) -> Outcome:
     """What becomes of a message that cannot be read: none of it is its own fault while the blob store is away."""
     if isinstance(error, UnreadableMessageError):
         return Died(error, "unreadable")
     if isinstance(error, OSError):
         return Retried(error, backoff(run.request.retries, maximum=60.0))
     # The store says no, e.g. to the credentials: somebody may mend that, like a task that is not known yet.
-    delay = unknown_task_delay(time.time() - run.first_published, run.request.retries)
+    delay = unknown_task_delay(now - run.first_published, run.request.retries)
     return Died(error, "unreadable") if delay is None else Retried(error, delay)
 
 
-def _unknown(run: Run) -> Outcome:
+def _unknown(run: Run, now: float) -> Outcome:
     known = ", ".join(sorted(run.route.by_name)) or "none"
     error = UnknownTaskError(f"no task {run.request.task!r} on this topic; known here: {known}")
-    delay = unknown_task_delay(time.time() - run.first_published, run.request.retries)
+    delay = unknown_task_delay(now - run.first_published, run.request.retries)
     return Died(error, "unknown task") if delay is None else Retried(error, delay)
 
 

@@ -86,6 +86,12 @@ class Lanes:
         """When the next postponed or parked message may run; None if there is none."""
         return min((heap[0][0] for heap in (self._postponed, self._parked) if heap), default=None)
 
+    def asleep(self, now: float) -> int:
+        """Messages that wait for an instant after `now`, and those behind them in their lanes."""
+        parked = sum(until > now for until, _, _ in self._parked)
+        postponed = [held for until, _, held in self._postponed if until > now]
+        return parked + len(postponed) + sum(len(self._lanes[held.lane].waiting) for held in postponed)
+
     def _join(self, held: Held) -> None:
         lane = self._lanes.setdefault(held.lane, _Lane())
         if lane.busy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from datetime import datetime, timezone
 
 from pulsartasks import message
@@ -23,9 +22,9 @@ CUT_VALUE = 1024 * 1024
 """Bytes of the value that are kept of a message which is too large to be kept."""
 
 
-def retry_copy(run: Run, delay: float) -> Publication:
-    """The message as it runs again after `delay` seconds."""
-    due = min(time.time() + delay, message.LATEST_ETA)
+def retry_copy(run: Run, delay: float, *, now: float) -> Publication:
+    """The message as it runs again `delay` seconds after the instant `now`."""
+    due = min(now + delay, message.LATEST_ETA)
     return Publication(
         topic=run.route.task.topics.retry,
         value=run.delivery.value,
@@ -42,8 +41,8 @@ def retry_copy(run: Run, delay: float) -> Publication:
     )
 
 
-def dead_letter(run: Run, topic: str, death: Died) -> Publication:
-    """The message as it is kept on `topic`, with the story of its end."""
+def dead_letter(run: Run, topic: str, death: Died, *, now: float) -> Publication:
+    """The message as it is kept on `topic`, with the story of its end at the instant `now`."""
     error = death.error
     properties = {
         **message.without_retries(run.headers),
@@ -54,7 +53,7 @@ def dead_letter(run: Run, topic: str, death: Died) -> Publication:
         message.TRACEBACK: traceback_of(error)[-LONGEST_TRACEBACK:],
         message.ATTEMPTS: str(run.request.retries + 1),
         message.WORKER: f"{socket.gethostname()}:{os.getpid()}",
-        message.FAILED_AT: _iso(time.time()),
+        message.FAILED_AT: _iso(now),
         message.PUBLISHED_AT: _iso(run.first_published),
     }
     letter = Publication(topic, run.delivery.value, run.delivery.key, properties)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -86,7 +85,7 @@ class Notices:
     def trim(self) -> None:
         """Let go of what does not count any more."""
         self._declare()
-        self._app.broker.trim(self.topic, KEEPER, before=time.time() - self._kept_for)
+        self._app.broker.trim(self.topic, KEEPER, before=self._app.clock.now() - self._kept_for)
 
     def _declare(self) -> None:
         if not self._declared:

@@ -80,7 +80,7 @@ class Once:
         try:
             self._look_until_known()
             at = self._succeeded.find(key)
-            claimed = at is None or time.time() - at > lasting
+            claimed = at is None or self._app.clock.now() - at > lasting
             return claimed
         finally:
             if not claimed:
@@ -91,7 +91,7 @@ class Once:
         subscription, task, task_id = once_key(run.request)
         properties = {message.REAL_SUBSCRIPTION: subscription, message.TASK: task, message.TASK_ID: task_id}
         self._app.broker.publish(Publication(self._topic, b"{}", task_id, properties))
-        self._succeeded.add((subscription, task, task_id), time.time())
+        self._succeeded.add((subscription, task, task_id), self._app.clock.now())
 
     def release(self, run: Run) -> None:
         """The attempt is settled or given back; harmless if it was not claimed."""
@@ -136,7 +136,7 @@ class Once:
 
     def _open(self) -> Reader:
         self._app.broker.declare(self._topic, [KEEPER])
-        reader = self._app.broker.read(self._topic, since=time.time() - self._window - CLOCK_SKEW)
+        reader = self._app.broker.read(self._topic, since=self._app.clock.now() - self._window - CLOCK_SKEW)
         threading.Thread(target=self._tend, name="pulsartasks-once", daemon=True).start()
         return reader
 
@@ -164,7 +164,9 @@ class Once:
         while not self._stopping.wait(TEND_EVERY):
             try:
                 self.catch_up()
-                self._app.broker.trim(self._topic, KEEPER, before=time.time() - max(self._window, KEPT_AT_LEAST))
+                self._app.broker.trim(
+                    self._topic, KEEPER, before=self._app.clock.now() - max(self._window, KEPT_AT_LEAST)
+                )
             except PulsarTasksError as error:
                 if not self._stopping.is_set():
                     _log.warning("once.unknown", error=str(error))

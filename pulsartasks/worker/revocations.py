@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Container, Mapping
 
 import structlog
@@ -10,6 +9,7 @@ import structlog
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
+from pulsartasks.clock import Clock
 from pulsartasks.errors import UnreadableMessageError
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Execute, Middleware
@@ -37,14 +37,15 @@ class Gate(Middleware):
         expires: seconds from publication after which tasks of a name expire whose messages do not say so themselves.
     """
 
-    def __init__(self, revoked: Container[str], expires: Mapping[str, float]) -> None:
+    def __init__(self, revoked: Container[str], expires: Mapping[str, float], clock: Clock) -> None:
+        self._clock = clock
         self._revoked = revoked
         self._expires = expires
 
     def execute(self, request: Request, call_next: Execute) -> Outcome:
         if request.id in self._revoked:
             return Revoked("revoked")
-        if (message.EXPIRES in request.headers or self._expires) and time.time() >= self._expiry(request):
+        if (message.EXPIRES in request.headers or self._expires) and self._clock.now() >= self._expiry(request):
             return Revoked("expired")
         return call_next(request)
 
@@ -90,7 +91,7 @@ class Revocations:
 
     def expire(self) -> None:
         """Forget what nobody needs to know any more, here and on the topic."""
-        now = time.time()
+        now = self._app.clock.now()
         for task_id, (until, published) in list(self._known.items()):
             if until <= now:
                 self._known.pop(task_id, None)
@@ -108,7 +109,7 @@ class Revocations:
         except UnreadableMessageError as error:
             _log.warning("revocation.unreadable", error=str(error))
             return
-        if notice.until <= time.time():
+        if notice.until <= self._app.clock.now():
             return
         if len(self._known) >= MOST:
             _log.warning("revocation.forgotten", id=(oldest := next(iter(self._known))))

@@ -111,10 +111,10 @@ class Settler:
                 if run.once:
                     self._once.record(run)
             case Retried(_, delay):
-                self._app.publish(retry_copy(run, delay))
+                self._app.publish(retry_copy(run, delay, now=self._app.clock.now()))
             case Died(error):
                 if (topic := run.route.task.topics.dead_letter) is not None:
-                    self._app.publish(dead_letter(run, topic, outcome))
+                    self._app.publish(dead_letter(run, topic, outcome, now=self._app.clock.now()))
                 self._keep_result(run, "FAILURE", error=error)
             case Revoked(reason):
                 self._keep_result(run, "REVOKED", error=TaskRevokedError(reason))

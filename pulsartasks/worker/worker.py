@@ -67,11 +67,14 @@ class Worker:
         self._tasks = _select(app, topics)
         self._resources = Resources(app.resources)
         self._once = Once(app, self._tasks)
-        revoked: dict[str, Known] = {}
+        self.revoked: dict[str, Known] = {}
+        """What it knows to be revoked, by the task's id."""
         expires = {task.name: s for task in self._tasks if (s := task.options.expires) is not None}
-        layers = [*middleware, Gate(revoked, expires), *app.middleware]
-        self._executor = Executor(app, _routes(self._tasks), self._resources, layers, once=self._once, revoked=revoked)
-        self._revocations = Revocations(app, revoked, self._executor.terminate)
+        layers = [*middleware, Gate(self.revoked, expires, app.clock), *app.middleware]
+        self._executor = Executor(
+            app, _routes(self._tasks), self._resources, layers, once=self._once, revoked=self.revoked
+        )
+        self._revocations = Revocations(app, self.revoked, self._executor.terminate)
         self._consumers = self._make_consumers(concurrency)
         self._stopped = threading.Event()
 
@@ -84,6 +87,11 @@ class Worker:
     def ready(self) -> bool:
         """Whether every subscription is being consumed, or stood by for."""
         return all(consumer.ready for consumer in self._consumers)
+
+    def asleep(self) -> tuple[int, float | None]:
+        """How many messages in its hands wait for an instant to come, e.g. for a retry, and the first such instant."""
+        asleep = [consumer.asleep() for consumer in self._consumers]
+        return sum(count for count, _ in asleep), min((due for _, due in asleep if due is not None), default=None)
 
     def start(
         self,

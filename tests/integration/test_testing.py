@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pulsartasks import INJECTED, PulsarTasks, TaskContext
+from pulsartasks import INJECTED, FrozenClock, InvalidArgumentsError, MessageTooLargeError, PulsarTasks, TaskContext
 
 
 class Engine:
     """Something costly."""
+
+
+@dataclass(frozen=True)
+class Order:
+    customer: str
 
 
 def test_call_runs_and_join_waits_for_it() -> None:
@@ -144,3 +150,83 @@ def test_revoked_and_expired_calls_are_settled_in_a_test_too() -> None:
 
         assert seen == ["noted"]
         assert [revoked.state, expired.state] == ["REVOKED", "REVOKED"]
+
+
+def test_what_was_published_is_known_with_its_types_and_options() -> None:
+    app = PulsarTasks("shop", "memory://")
+    placed = app.topic("placed", schema=Order, key=lambda order: order.customer)
+
+    @app.task(bind=True, max_retries=1, default_retry_delay=0.01, autoretry_for=(OSError,))
+    def mail(context: TaskContext, order: Order, *, copies: int = 1) -> None:
+        if context.retries == 0:
+            raise OSError
+        placed.publish(order)
+
+    with app.testing() as session:
+        call = mail.using(key="k", headers={"colour": "red"}).delay(Order("Ada"), copies=2)
+        session.join(timeout=30)
+
+        published = session.assert_published(mail, order=Order("Ada"), copies=2)  # given otherwise, and yet the same
+        assert (published.id, published.key, published.headers) == (call.id, "k", {"colour": "red"})
+        assert session.assert_published(placed, Order("Ada")).key == "Ada"
+        assert [each.name for each in session.published()] == ["mail", "placed"]  # a retry is no publication
+        assert len(session.published(mail)) == 1
+
+
+def test_delayed_call_is_published_once_though_it_is_moved_to_where_it_runs() -> None:
+    app = PulsarTasks("shop", "memory://")
+
+    @app.task(mode="key_shared", key=lambda: "one")
+    def note() -> None:
+        """Runs later."""
+
+    clock = FrozenClock()
+    with app.testing(clock=clock) as session:
+        note.using(countdown=60).delay()
+        session.advance(60)
+
+        [published] = session.published(note)
+        assert published.eta is not None
+        assert published.eta.timestamp() == clock.now()
+
+
+def test_what_was_not_published_is_told_with_what_was() -> None:
+    app = PulsarTasks("shop", "memory://")
+    placed = app.topic("placed", schema=Order)
+
+    @app.task
+    def add(x: int, y: int = 0) -> int:
+        return x + y
+
+    with app.testing() as session:
+        with pytest.raises(AssertionError, match=r"add\(2, 3\) was not published; nothing was published"):
+            session.assert_published(add, 2, 3)
+        add.using(key="k").delay(2, y=4)
+        placed.publish(Order("Ada"))
+        with pytest.raises(AssertionError) as caught:
+            session.assert_published(add, 2, 3)
+        assert str(caught.value).splitlines() == [
+            "add(2, 3) was not published; what was published:",
+            "  add(2, y=4) key=k",
+            "  placed(Order(customer='Ada'))",
+        ]
+        with pytest.raises(AssertionError, match=r"placed.*Grace.* was not published"):
+            session.assert_published(placed, Order("Grace"))
+        with pytest.raises(InvalidArgumentsError):  # such a call there can never be
+            session.assert_published(add, "two")  # type: ignore[call-overload]
+        session.assert_published(add, 2, 4)
+        assert session.assert_published(add).args == (2,)
+
+
+def test_what_could_not_be_sent_was_not_published() -> None:
+    app = PulsarTasks("shop", "memory://")
+
+    @app.task
+    def note(text: str) -> None:
+        """Takes any text."""
+
+    with app.testing() as session:
+        with pytest.raises(MessageTooLargeError):
+            note.delay("x" * 6_000_000)
+
+        assert session.published() == []

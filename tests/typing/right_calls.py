@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from typing_extensions import assert_type
 
-from pulsartasks import INJECTED, AsyncResult, PulsarTasks, Signature, Tail, TaskContext, Topic
+from pulsartasks import INJECTED, AsyncResult, FrozenClock, PulsarTasks, Signature, Tail, TaskContext, Topic
+from pulsartasks.published import Published
 
 
 @dataclass
@@ -111,3 +112,13 @@ def events() -> None:
         assert_type(news.receive(1.0), Order | None)
         for order in news:
             assert_type(order, Order)
+
+
+def tests() -> None:
+    with app.testing(clock=FrozenClock(), concurrency=1) as running:
+        running.advance(timedelta(days=1))
+        running.assert_published(add)
+        running.assert_published(placed)
+        assert_type(running.assert_published(add, 1, y=2), Published)
+        assert_type(running.assert_published(placed, Order(1, "Ada")), Published)
+        assert_type(running.published(wait), Sequence[Published])

@@ -66,3 +66,9 @@ def wrong_options_of_a_task() -> None:
     def bound_without_a_context(url: str) -> None: ...
 
     print(misspelt, no_such_mode, bound_without_a_context)
+
+
+def wrong_expectations_of_a_test() -> None:
+    with app.testing(eager="yes") as running:  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        running.assert_published(add, "1")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        running.assert_published(placed, "order")  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]

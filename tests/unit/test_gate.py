@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 
 import pytest
 
+from pulsartasks.clock import SystemClock
 from pulsartasks.errors import UnreadableMessageError
 from pulsartasks.message import EXPIRES, PUBLISHED_AT, Request, milliseconds, without_death, without_retries
 from pulsartasks.outcome import Outcome, Revoked, Succeeded
@@ -21,7 +22,7 @@ def outcome_of(
     headers: Mapping[str, str], *, published_at: float = 0.0, task_id: str = "id", **expires: float
 ) -> Outcome:
     request = Request(id=task_id, task="add", headers=headers, published_at=published_at)
-    return Gate({"revoked"}, expires).execute(request, lambda _: Succeeded(5))
+    return Gate({"revoked"}, expires, SystemClock()).execute(request, lambda _: Succeeded(5))
 
 
 def test_what_is_neither_revoked_nor_expired_gets_through() -> None:
@@ -60,11 +61,11 @@ def test_dead_letters_do_not_expire_whoever_gets_them() -> None:
 
 
 def test_notice_is_read_as_it_was_written_and_outlives_the_call() -> None:
-    notice = Notice.of("id", terminate=True, eta=FUTURE)
+    notice = Notice.of("id", terminate=True, eta=FUTURE, now=PAST)
 
     assert Notice.read(notice.publication("topic").value) == notice
     assert notice.until == FUTURE + KEPT
-    assert Notice.of("id", terminate=False, eta=None).until == pytest.approx(time.time() + KEPT, abs=60)
+    assert Notice.of("id", terminate=False, eta=None, now=PAST).until == PAST + KEPT
 
 
 def test_what_is_no_notice_is_said_to_be_none() -> None:

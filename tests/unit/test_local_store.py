@@ -58,7 +58,9 @@ class Reading:
 def publish(
     store: Store, *values: str, key: str | None = None, due: float | None = None, topic: str = TOPIC
 ) -> list[int]:
-    ids, _ = store.publish([Publication(topic, value.encode(), key, {"h": value}, deliver_at=due) for value in values])
+    ids, _ = store.publish(
+        [Publication(topic, value.encode(), key, {"h": value}, deliver_at=due) for value in values], now=time.time()
+    )
     return ids
 
 
@@ -213,7 +215,7 @@ def test_published_news_name_the_processes_that_listen(store: Store) -> None:
     one, other = Reading(store, process="one"), Reading(store, "other", process="other")
     store.declare(TOPIC, ["nobody"])
 
-    _, news = store.publish([Publication(TOPIC, b"a")])
+    _, news = store.publish([Publication(TOPIC, b"a")], now=time.time())
 
     assert news == {"one": {one.subscription}, "other": {other.subscription}}
 
@@ -255,7 +257,7 @@ def test_failed_transaction_leaves_nothing_behind(store: Store) -> None:
     reading = Reading(store)
 
     with pytest.raises(BrokerError):
-        store.publish([Publication(TOPIC, b"good"), Publication(TOPIC, object())])  # type: ignore[arg-type]
+        store.publish([Publication(TOPIC, b"good"), Publication(TOPIC, object())], now=time.time())  # type: ignore[arg-type]
 
     assert count(store, "messages") == 0
     publish(store, "next")
@@ -267,7 +269,7 @@ def test_full_disk_is_named_and_leaves_no_topic_known_that_is_not_there(store: S
     store._sql.execute("PRAGMA max_page_count = 30")
 
     with pytest.raises(BrokerUnavailableError, match="full"):
-        store.publish([Publication("another", b""), *[Publication(TOPIC, b"x" * 9_000)] * 20])
+        store.publish([Publication("another", b""), *[Publication(TOPIC, b"x" * 9_000)] * 20], now=time.time())
 
     names = {name for (name,) in store._sql.execute("SELECT name FROM topics")}
     assert names == {TOPIC}
@@ -345,7 +347,8 @@ def test_message_that_its_producer_numbered_is_stored_once(store: Store) -> None
     store.declare(TOPIC, ["s"])
 
     def send(value: str, producer: str, number: int) -> list[int]:
-        return store.publish([Publication(TOPIC, value.encode(), producer=producer, sequence=number)])[0]
+        numbered = Publication(TOPIC, value.encode(), producer=producer, sequence=number)
+        return store.publish([numbered], now=time.time())[0]
 
     send("a", "one", 5)
     send("b", "other", 5)
@@ -364,6 +367,6 @@ def test_file_from_before_producers_were_counted_is_taken_as_it_is(tmp_path: Pat
 
     store = Store(path)
     store.declare(TOPIC, ["s"])
-    store.publish([Publication(TOPIC, b"a", producer="one", sequence=1)])
+    store.publish([Publication(TOPIC, b"a", producer="one", sequence=1)], now=time.time())
     assert Reading(store).take() == ["a"]
     store.close()

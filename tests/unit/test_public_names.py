@@ -16,6 +16,7 @@ PUBLIC = {
     "ClosedError",
     "ConfigurationError",
     "DeadLetter",
+    "FrozenClock",
     "INJECTED",
     "IncompatibleSchemaError",
     "InvalidArgumentsError",

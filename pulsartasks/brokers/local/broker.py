@@ -84,7 +84,7 @@ class LocalBroker(Broker):
         try:
             refused = self._refused(publications)
             accepted = [p for index, p in enumerate(publications) if index not in refused]
-            ids, news = self.store.publish(accepted)
+            ids, news = self.store.publish(accepted, now=self.clock.now())
         except BrokerError as error:
             return [error for _ in publications]
         self.notify(news)
@@ -134,6 +134,11 @@ class LocalBroker(Broker):
 
     def forget(self, consumer: LocalConsumer) -> None:
         self._consumers.discard(consumer)
+
+    def look(self) -> None:
+        """Have every consumer look again for what is due, since the clock was moved."""
+        for consumer in list(self._consumers):
+            consumer.look()
 
     def notify(self, news: dict[str, set[int]]) -> None:
         """Wake whoever waits for these subscriptions, here and in other processes."""
@@ -229,6 +234,7 @@ class LocalConsumer(Consumer):
         """What is to be settled with the next that is, or was not as the disk was full, for one."""
         self._unreleased: deque[tuple[int, int]] = deque()
         """What the database did not take: tried again, or it would be held for ever."""
+        self._look = False
         self._stopped = False
         self._closed = False
 
@@ -254,6 +260,9 @@ class LocalConsumer(Consumer):
                     self._fill()
                 with suppress(IndexError):
                     return self._buffer.popleft()
+                if self._look:
+                    self._look = False
+                    return None
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     return None
@@ -297,6 +306,12 @@ class LocalConsumer(Consumer):
             if mine:
                 self._news.update(dict.fromkeys(mine))
                 self._condition.notify_all()
+
+    def look(self) -> None:
+        """Look again for what is due, and have whoever waits in `receive` do so too: it returns without a message."""
+        with self._condition:
+            self._look = True
+            self._condition.notify_all()
 
     def make_up(self) -> None:
         """Settle what could not be settled before."""

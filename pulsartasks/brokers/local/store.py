@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +92,12 @@ _TAKE_DUE = _TAKE.format(due="> 0 AND d.due <= :now", keys="")
 _TAKE_PROMPT = _TAKE.format(due="= 0", keys="")
 _TAKE_DUE_BY_KEY = _TAKE.format(due="> 0 AND d.due <= :now", keys=_FREE_KEYS)
 _TAKE_PROMPT_BY_KEY = _TAKE.format(due="= 0", keys=_FREE_KEYS)
+
+_CONSUMED = """
+subscription_id IN (
+    SELECT a.subscription_id FROM attachments a JOIN subscriptions s ON s.id = a.subscription_id WHERE s.process IS NULL
+)
+"""
 
 _decode_properties = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -204,11 +209,11 @@ class Store:
 
     # Messages
 
-    def publish(self, publications: Sequence[Publication]) -> tuple[list[int], dict[str, set[int]]]:
+    def publish(self, publications: Sequence[Publication], *, now: float) -> tuple[list[int], dict[str, set[int]]]:
         """Store all in one transaction; gives their ids, and per process the subscriptions that have news."""
         ids, news = [], set()
         with self._transaction():
-            message_id = max(self._newest(), time.time_ns() // 1000)
+            message_id = max(self._newest(), int(now * 1_000_000))
             subscriptions = {p.topic: self._subscriptions_of(p.topic) for p in publications}
             for publication in publications:
                 if publication.producer and not sequences.advance(
@@ -292,15 +297,25 @@ class Store:
             ).fetchall()
         return [_row(row) for row in rows]
 
-    def unsettled(self) -> int:
-        """Messages that are waiting or running on the subscriptions that have consumers, readers not counted."""
+    def unsettled(self, *, due_by: float) -> int:
+        """Messages that wait, and are due by that instant, or run on the subscriptions that have consumers, readers not
+        counted.
+        """
         with self._lock, _mapped_errors():
             [count] = self._sql.execute(
-                "SELECT count(*) FROM deliveries WHERE subscription_id IN ("
-                " SELECT a.subscription_id FROM attachments a JOIN subscriptions s ON s.id = a.subscription_id"
-                " WHERE s.process IS NULL)"
+                f"SELECT count(*) FROM deliveries WHERE {_CONSUMED} AND (consumer_id IS NOT NULL OR due <= ?)",  # noqa: S608 - two constants
+                (due_by,),
             ).fetchone()
         return int(count)
+
+    def next_instant(self, *, after: float) -> float | None:
+        """When the first message behind that instant is due on the same subscriptions; None if there is none."""
+        with self._lock, _mapped_errors():
+            [due] = self._sql.execute(
+                f"SELECT min(due) FROM deliveries WHERE {_CONSUMED} AND consumer_id IS NULL AND due > ?",  # noqa: S608
+                (after,),
+            ).fetchone()
+        return due  # type: ignore[no-any-return]
 
     # Consumers
 

@@ -121,31 +121,30 @@ def test_finding_for_a_message_of_another_chat_is_not_written(
 
 
 @pytest.fixture
-def worker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """The chat's worker, running in this process; call it to wait until it has nothing left to do."""
+def worker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The chat's worker in this thread: what is published has been written when `publish` returns."""
     monkeypatch.setenv("DATABASE_URL", settings.database_url)
     monkeypatch.setenv("BLOB_STORE", settings.blob_store)
     monkeypatch.setenv("SECRET_KEY", settings.secret_key)
-    with app.testing() as running:
-        yield lambda: running.join(timeout=20)
+    with app.testing(eager=True):
+        yield
 
 
 def test_findings_reach_the_thread_through_the_topics(
-    worker: Callable[[], None], sent: tuple[str, str], message: Callable[[], Message]
+    worker: None, sent: tuple[str, str], message: Callable[[], Message]
 ) -> None:
     chat, message_id = sent
 
     transcription_started.publish(TranscriptionStarted(message_id, chat))
     transcribed.publish(Transcribed(message_id, chat, "ok", "Good morning", "en", 1.25))
     image_ready.publish(ImageReady(message_id, chat, "card", "ok", CARD))
-    worker()
 
     assert (message().transcript_state, message().transcript) == ("ok", "Good morning")
     assert message().card == {"card": {"key": "made/card", "content_type": "image/png", "width": 1200, "height": 630}}
 
 
 def test_finding_for_a_message_that_is_gone_is_logged_and_done(
-    worker: Callable[[], None], sent: tuple[str, str], message: Callable[[], Message]
+    worker: None, sent: tuple[str, str], message: Callable[[], Message]
 ) -> None:
     chat, message_id = sent
 
@@ -153,21 +152,19 @@ def test_finding_for_a_message_that_is_gone_is_logged_and_done(
         transcribed.publish(Transcribed("gone", chat, "ok", "hello?"))
         transcribed.publish(Transcribed("gone", "gone-too", "ok", "hello?"))
         transcribed.publish(Transcribed(message_id, chat, "ok", "still here"))
-        worker()
 
     assert [entry["message_id"] for entry in logs if entry["event"] == "finding.ignored"] == ["gone", "gone"]
     assert message().transcript == "still here"
 
 
 def test_dead_letter_is_shown_with_its_reason(
-    worker: Callable[[], None], sent: tuple[str, str], message: Callable[[], Message]
+    worker: None, sent: tuple[str, str], message: Callable[[], Message]
 ) -> None:
     chat, message_id = sent
     death = {"pt-reason": "failed", "pt-exception-type": "MemoryError", "pt-exception-message": "", "pt-attempts": "6"}
     assert DeadLetter.from_headers(death) is not None
 
     transcribe_dead_letters.publish(MessageCreated(message_id, chat, audio="messages/x/audio"))
-    worker()
 
     assert message().transcript_state == "failed"
     assert message().picture_state == "waiting"
