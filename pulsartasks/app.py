@@ -31,6 +31,7 @@ from pulsartasks.publishing import Publishing
 from pulsartasks.results.base import ResultStore
 from pulsartasks.revocation import Notice
 from pulsartasks.serializers import type_hints
+from pulsartasks.signals import Signals
 from pulsartasks.task import Task
 from pulsartasks.topic import Topic
 from pulsartasks.topics import DEAD_LETTERS, DEFAULT_NAMESPACE, KEEPER, check_namespace, qualify, short_name
@@ -111,7 +112,8 @@ class PulsarTasks:
         self._resources: dict[type, Callable[[], Iterator[Any]]] = {}
         self._lock = threading.RLock()
         self._connection: _Connection | None = None
-        self.publishing = Publishing(self.publish_many, lambda: self._connect().threads, alone=bool(middleware))
+        self.signals = Signals()
+        self.publishing = Publishing(self._send, lambda: self._connect().threads, alone=bool(middleware))
 
     # Definition
 
@@ -348,6 +350,10 @@ class PulsarTasks:
             _check_neighbours(task, other)
         self._tasks[name] = task
         return task
+
+    def _send(self, publications: Sequence[Publication]) -> list[str | PulsarTasksError]:
+        """What callers send: calls and events, but not what a worker sends on."""
+        return self.signals.publish(publications, self.publish_many)
 
     def _publish_many(self, publications: Sequence[Publication], *, timeout: float) -> list[str | PulsarTasksError]:
         for topic in {publication.topic for publication in publications}:

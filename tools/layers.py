@@ -26,6 +26,7 @@ WORDS = {
 FAMILIES = {"brokers", "middleware", "results"}
 FACE = (
     "plugins",
+    "signals",
     "claims",
     "context",
     "revocation",

@@ -96,12 +96,14 @@ def run(options: ChildOptions) -> int:
         raise ConfigurationError(
             "memory:// is within one process, so this worker would get nothing; use local://, or app.testing() in tests"
         )
+    app.signals.worker_process_init.send(app)
     worker = Worker(app, concurrency=options.concurrency, topics=options.topics, middleware=_metrics(app))
     threading.Thread(target=_await_order, args=[stop], name="pulsartasks-orders", daemon=True).start()
     _log.info("worker.loaded", app=app.name, broker=app.broker_url.partition("?")[0], tasks=len(worker.tasks))
     worker.start(give_up, journal_begun=lambda path: _tell(options.report_to, Report(journal=str(path))))
     _report_until(stop, worker, options.report_to)
     finished = worker.stop(options.grace)
+    app.signals.worker_process_shutdown.send(app, pid=os.getpid(), exitcode=0 if finished else 1)
     if not finished:
         _log.error("worker.grace_exceeded", grace=options.grace)
         # Threads still run tasks and cannot be stopped; ending here is what has the broker deliver their messages

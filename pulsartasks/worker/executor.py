@@ -41,6 +41,7 @@ from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route, Run
 from pulsartasks.worker.settlement import Settler, report
+from pulsartasks.worker.signals import TaskSignals
 
 _log = structlog.get_logger("pulsartasks")
 _delivery: ContextVar[Delivery] = ContextVar("delivery")
@@ -65,7 +66,8 @@ class Executor:
         self._clock = app.clock
         self._routes = routes
         self._resources = resources
-        self._attempt = wrap_execute(middleware, self._call)
+        self._signals = TaskSignals(app) if app.signals.of_tasks else None
+        self._attempt = wrap_execute(middleware, self._signals.around(self._call) if self._signals else self._call)
         self._skip_done = wrap_execute(middleware, lambda _: Skipped("done"))
         self._skip_copy = wrap_execute(middleware, lambda _: Skipped("copy"))
         self._once = once
@@ -92,6 +94,8 @@ class Executor:
             if run.route.task.options.ack == "early":
                 delivery.acknowledge()
             outcome = self._run(run)
+            if self._signals is not None:
+                self._signals.tell(run, outcome)
             if in_place and isinstance(outcome, Retried):
                 self.guard.postpone(run.name, run.in_place + 1)
                 report(run, outcome)

@@ -30,6 +30,9 @@ LEAST_PREFETCH = 16
 EXPIRE_EVERY = 300.0
 """Seconds between two looks for results and notices that have expired."""
 
+READY_CHECK = 0.05
+"""Seconds between two looks at whether all is consumed, where somebody wants to be told."""
+
 _log = structlog.get_logger("pulsartasks")
 
 
@@ -104,12 +107,15 @@ class Worker:
         `failed` is told, from another thread, of what makes consuming impossible, e.g. a missing permission;
         `journal_begun` before anything runs where that is written down, so that somebody may enforce time limits.
         """
+        self.app.signals.worker_init.send(self)
         self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
         self._executor.guard.start(sum(consumer.concurrency for consumer in self._consumers), journal_begun)
         self._revocations.start()
         for consumer in self._consumers:
             consumer.start(failed or _log_failure, first=self._learn)
         threading.Thread(target=self._expire, name="pulsartasks-expiry", daemon=True).start()
+        if self.app.signals.worker_ready.connected:
+            threading.Thread(target=self._tell_when_ready, name="pulsartasks-ready", daemon=True).start()
 
     def stop(self, grace: float = 30.0) -> bool:
         """Receive no more, finish what runs, give back the rest; safe to call twice and from any thread.
@@ -120,6 +126,7 @@ class Worker:
         if self._stopped.is_set():
             return True
         self._stopped.set()
+        self.app.signals.worker_shutting_down.send(self)
         for consumer in self._consumers:
             consumer.stop()
         self._executor.guard.stop()
@@ -134,6 +141,7 @@ class Worker:
         if finished:
             self._executor.close()
             self._resources.close()
+        self.app.signals.worker_shutdown.send(self)
         return finished
 
     def _learn(self) -> None:
@@ -142,6 +150,12 @@ class Worker:
         self._revocations.wait_until_known()
         if self._once.wanted:
             self._once.catch_up()
+
+    def _tell_when_ready(self) -> None:
+        while not self._stopped.wait(READY_CHECK):
+            if self.ready:
+                self.app.signals.worker_ready.send(self)
+                return
 
     def _expire(self) -> None:
         results = not all(task.options.ignore_result for task in self._tasks)

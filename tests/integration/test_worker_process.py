@@ -184,3 +184,48 @@ def test_wrong_usage_is_refused_with_status_2(arguments: list[str]) -> None:
 
     assert done.returncode == 2
     assert "Error" in done.stderr
+
+
+SIGNALLED = """
+from pulsartasks import PulsarTasks
+
+app = PulsarTasks("signalled")
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.signals.worker_process_init.connect
+def begin(**_):
+    print("begun", flush=True)
+    # Connected in time for this process's worker, as instrumentation does it.
+    app.signals.task_success.connect(lambda result, **_: print("result", result, flush=True))
+
+
+@app.signals.worker_process_shutdown.connect
+def end(pid, exitcode, **_):
+    print("ended", exitcode, flush=True)
+"""
+
+
+def test_process_tells_of_its_beginning_before_all_else_and_of_its_end(tmp_path: Path, database: Path) -> None:
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    env = {**os.environ, "PULSARTASKS_BROKER": f"local://{database}", "PYTHONPATH": f"{tmp_path}{os.pathsep}{CHECKOUT}"}
+    command = [sys.executable, "-m", "pulsartasks", "worker", "-A", "signalled:app"]
+    app = PulsarTasks("signalled", env["PULSARTASKS_BROKER"])
+    call = app.task(name="add")(_add).delay(2, 3)
+
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
+        assert call.get(timeout=60) == 5
+        worker.terminate()
+        said, _ = worker.communicate(timeout=60)
+    app.close()
+
+    assert said.splitlines() == ["begun", "result 5", "ended 0"]
+
+
+def _add(x: int, y: int) -> int:
+    """Stands for the task where it is called."""
+    return x + y

@@ -15,6 +15,7 @@ import pytest
 from pulsartasks import message
 from pulsartasks.cli.worker import worker
 from pulsartasks.options import TaskOptions
+from pulsartasks.signals import Signals
 from pulsartasks.signature import CallOptions
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -40,6 +41,12 @@ def test_every_option_of_the_worker_is_documented_with_its_default() -> None:
     assert [names for names, _ in rows] == [option.opts for option in options]
     for (_, default), option in zip(rows, options, strict=True):
         assert not option.show_default or default == str(option.default)
+
+
+def test_every_signal_is_documented() -> None:
+    names = [row[0].strip("`") for row in _table("tasks.md", "signal")]
+
+    assert sorted(names) == sorted(vars(Signals()))
 
 
 def test_every_event_of_the_log_is_documented_with_its_levels_and_fields() -> None:

@@ -1,0 +1,94 @@
+"""What becomes of messages, told to whoever has connected to the app's signals."""
+
+from __future__ import annotations
+
+import threading
+
+from typing_extensions import assert_never
+
+from pulsartasks.app import PulsarTasks
+from pulsartasks.message import Request
+from pulsartasks.middleware.base import Execute
+from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.worker.run import Run
+
+_STATES: dict[type, str] = {
+    Succeeded: "SUCCESS",
+    Retried: "RETRY",
+    Died: "FAILURE",
+    Revoked: "REVOKED",
+    Skipped: "IGNORED",
+}
+"""Celery's names."""
+
+
+class TaskSignals:
+    """Tells of each attempt; made only where somebody wants to know, so that nobody else pays for it."""
+
+    def __init__(self, app: PulsarTasks) -> None:
+        self._signals = app.signals
+        self._tasks = app.tasks
+        self._begun = threading.local()
+        """What runs in this thread: between a run and its outcome stands the middleware, which does not tell."""
+
+    def around(self, call: Execute) -> Execute:
+        """`call`, which calls the task's function, told of before it."""
+
+        def run(request: Request) -> Outcome:
+            task = self._tasks[request.task]
+            self._begun.request = request
+            self._signals.task_prerun.send(
+                task, task_id=request.id, task=task, args=request.args, kwargs=request.kwargs
+            )
+            return call(request)
+
+        return run
+
+    def tell(self, run: Run, outcome: Outcome) -> None:
+        """What became of an attempt, before it is settled."""
+        begun, self._begun.request = getattr(self._begun, "request", None), None
+        if run.task is None:
+            error = outcome.error if isinstance(outcome, (Died, Retried)) else None
+            self._signals.task_unknown.send(
+                run.request.task, name=run.request.task, id=run.request.id, message=run.delivery, exc=error
+            )
+            return
+        self._tell(run, outcome)
+        if begun is not None:
+            self._signals.task_postrun.send(
+                run.task,
+                task_id=run.request.id,
+                task=run.task,
+                args=run.request.args,
+                kwargs=run.request.kwargs,
+                retval=outcome.value if isinstance(outcome, Succeeded) else getattr(outcome, "error", None),
+                state=_STATES[type(outcome)],
+            )
+
+    def _tell(self, run: Run, outcome: Outcome) -> None:
+        request, signals = run.request, self._signals
+        match outcome:
+            case Succeeded(value):
+                signals.task_success.send(run.task, result=value, request=request)
+            case Retried(error):
+                signals.task_retry.send(run.task, request=request, reason=error)
+            case Died(error, "unreadable"):
+                signals.task_rejected.send(run.task, message=run.delivery, exc=error)
+            case Died(error):
+                signals.task_failure.send(
+                    run.task,
+                    task_id=request.id,
+                    exception=error,
+                    args=request.args,
+                    kwargs=request.kwargs,
+                    traceback=error.__traceback__,
+                    request=request,
+                )
+            case Revoked(reason):
+                signals.task_revoked.send(
+                    run.task, request=request, terminated=reason == "terminated", expired=reason == "expired"
+                )
+            case Skipped():
+                pass
+            case _:
+                assert_never(outcome)
