@@ -36,6 +36,7 @@ from pulsartasks.errors import (
 )
 from pulsartasks.message import DeadLetter, Request
 from pulsartasks.result import AsyncResult
+from pulsartasks.shared import shared_task
 from pulsartasks.signature import Signature
 from pulsartasks.task import INJECTED, Task
 from pulsartasks.topic import Tail, Topic
@@ -81,4 +82,5 @@ __all__ = [
     "UnknownTaskError",
     "UnreadableMessageError",
     "WorkerCrashedError",
+    "shared_task",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import inspect
 import os
 import threading
@@ -12,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
-from types import MappingProxyType
-from typing import Any, Concatenate, Literal, Protocol, TypeVar, get_args, get_origin, overload
+from types import MappingProxyType, ModuleType
+from typing import Any, Literal, TypeVar, get_args, get_origin, overload
 from urllib.parse import urlsplit
 
 from typing_extensions import ParamSpec, Unpack
@@ -21,7 +22,6 @@ from typing_extensions import ParamSpec, Unpack
 from pulsartasks import plugins
 from pulsartasks.brokers.base import UNPACKED, Broker, Claims, Packing, Reader, confirmed
 from pulsartasks.clock import Clock, FrozenClock, SystemClock
-from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, wrap_publish
@@ -31,8 +31,9 @@ from pulsartasks.publishing import Publishing
 from pulsartasks.results.base import ResultStore
 from pulsartasks.revocation import Notice
 from pulsartasks.serializers import type_hints
+from pulsartasks.shared import SharedTask
 from pulsartasks.signals import Signals
-from pulsartasks.task import Task
+from pulsartasks.task import BindingDecorator, Decorator, Task
 from pulsartasks.topic import Topic
 from pulsartasks.topics import DEAD_LETTERS, DEFAULT_NAMESPACE, KEEPER, check_namespace, qualify, short_name
 
@@ -44,26 +45,6 @@ DEFAULT_BROKER = "local://"
 ASYNC_THREADS = 64
 """On which calls from asyncio wait for the broker; started as they are needed."""
 _MODULES = {"pulsar+ssl": "pulsar", "memory": "local"}
-
-
-class Decorator(Protocol):
-    """What ``@app.task(...)`` does to a function, for type checkers."""
-
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R, Coroutine[Any, Any, R]]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
-
-
-class BindingDecorator(Protocol):
-    """The same with ``bind=True``: callers do not give the context."""
-
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[TaskContext, P], Coroutine[Any, Any, R]], /
-    ) -> Task[P, R, Coroutine[Any, Any, R]]: ...
-    @overload
-    def __call__(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
 
 
 class PulsarTasks:
@@ -168,6 +149,25 @@ class PulsarTasks:
             topic.register(required=bool(register))
         self.add_topic(topic)
         return topic
+
+    def include(self, *modules: str | ModuleType) -> None:
+        """Import these modules, and take in the tasks that they have by `shared_task`; again does nothing.
+
+        Define the resources that the tasks need above it.
+
+        Raises:
+            ConfigurationError: a module has no tasks for this app, or one whose name is taken.
+        """
+        for named in modules:
+            module = importlib.import_module(named) if isinstance(named, str) else named
+            shared = [value for value in vars(module).values() if isinstance(value, SharedTask)]
+            for task in shared:
+                if task.name not in self._tasks or self._tasks[task.name] is not task.members.get(self.name):
+                    task.members[self.name] = self._join(task.name, task.function, task.options)
+            if not shared and all(task.function.__module__ != module.__name__ for task in self._tasks.values()):
+                raise ConfigurationError(
+                    f"module {module.__name__!r} defines no task: neither @shared_task nor one of {self.name!r}"
+                )
 
     def resource(self, factory: Callable[[], Iterator[T]]) -> Callable[[], Iterator[T]]:
         """Have a worker process set up something once, before its first message, and tear it down at its end.
@@ -343,9 +343,12 @@ class PulsarTasks:
 
     def _add_task(self, function: Callable[..., Any], keywords: dict[str, Any]) -> Task[..., Any]:
         name = keywords.get("name") or function.__name__
+        return self._join(name, function, TaskOptions.parse(keywords, task=name))
+
+    def _join(self, name: str, function: Callable[..., Any], options: TaskOptions) -> Task[..., Any]:
         if name in self._tasks:
             raise ConfigurationError(f"task {name!r} is defined twice; give one of them another name=")
-        task: Task[..., Any] = Task(self, function, TaskOptions.parse(keywords, task=name), self._resources)
+        task: Task[..., Any] = Task(self, function, options, self._resources)
         for other in self._tasks.values():
             _check_neighbours(task, other)
         self._tasks[name] = task

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import Any, Final, Generic, Protocol
+from typing import Any, Concatenate, Final, Generic, Protocol, overload
 
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
@@ -38,6 +38,26 @@ P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", default=R)
 """What the plain function gives: for an ``async def`` a coroutine, whose result is R."""
+
+
+class Decorator(Protocol):
+    """What ``@app.task(...)`` does to a function, for type checkers."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class BindingDecorator(Protocol):
+    """The same with ``bind=True``: callers do not give the context."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[TaskContext, P], Coroutine[Any, Any, R]], /
+    ) -> Task[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
 
 
 class TaskHost(Protocol):

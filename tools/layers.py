@@ -35,6 +35,7 @@ FACE = (
     "signature",
     "topic",
     "task",
+    "shared",
     "published",
     "canvas",
     "app",

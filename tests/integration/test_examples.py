@@ -22,6 +22,7 @@ PROMISES = {
     ],
     "events": ["mail:  order 2 is confirmed", "stock: tea is put aside for order 1", "stock: cups *for order 2"],
     "hello": ["called here* -> 5", "called through the broker* -> 5", "refused *Expected `int`, got `str`"],
+    "library_tasks": ["tasks of the app: resize, resize_all", "cat.jpg at 640", "pictures sent on: 2"],
     "order_per_key": ["'Ada': [[]1, 2, 3]", "'Grace': [[]1, 2, 3]", "'Linus': [[]1, 2, 3]"],
     "outbox": ["committed:   order 3", "rolled back: order 2", "invoiced:    order 1, tea", "invoiced:    order 3"],
     "resources": ["loading ", "translated: bonjour monde tâche", "... and it is put away "],

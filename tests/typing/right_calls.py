@@ -9,7 +9,17 @@ from typing import Any
 
 from typing_extensions import assert_type
 
-from pulsartasks import INJECTED, AsyncResult, FrozenClock, PulsarTasks, Signature, Tail, TaskContext, Topic
+from pulsartasks import (
+    INJECTED,
+    AsyncResult,
+    FrozenClock,
+    PulsarTasks,
+    Signature,
+    Tail,
+    TaskContext,
+    Topic,
+    shared_task,
+)
 from pulsartasks.published import Published
 
 
@@ -65,7 +75,20 @@ failed = placed.dead_letters("mail")
 def mail(order: Order) -> None: ...
 
 
+@shared_task
+def shared(number: int) -> str:
+    return str(number)
+
+
+@shared_task(bind=True, max_retries=1)
+async def shared_bound(self: TaskContext, number: int) -> str:
+    return str(number)
+
+
 def calls() -> None:
+    assert_type(shared.delay(1), AsyncResult[str])
+    assert_type(shared_bound.delay(1), AsyncResult[str])
+    app.include("tests.typing.right_calls")
     assert_type(add(1, 2), int)
     assert_type(add.delay(1, 2, 3, note="x"), AsyncResult[int])
     assert_type(add.delay(x=1, y=2), AsyncResult[int])

@@ -5,7 +5,7 @@ A checker that has nothing to say about a line complains that its `ignore` is no
 
 from __future__ import annotations
 
-from tests.typing.right_calls import Order, add, app, ask, fetch, mail, placed, wait, wait_bound
+from tests.typing.right_calls import Order, add, app, ask, fetch, mail, placed, shared, wait, wait_bound
 
 
 def wrong_arguments() -> None:
@@ -23,6 +23,7 @@ def wrong_arguments() -> None:
     wait_bound.delay("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ask.delay(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ask.delay("what?", "a model")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    shared.delay("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     mail.delay("order")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

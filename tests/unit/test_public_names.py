@@ -45,6 +45,7 @@ PUBLIC = {
     "UnknownTaskError",
     "UnreadableMessageError",
     "WorkerCrashedError",
+    "shared_task",
 }
 
 
