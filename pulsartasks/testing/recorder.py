@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from pulsartasks.app import PulsarTasks
-from pulsartasks.errors import PulsarTasksError
+from pulsartasks.errors import InvalidArgumentsError, PulsarTasksError
 from pulsartasks.message import ATTEMPT, OURS, REASON, TASK, TASK_ID, Publication, read_eta
 from pulsartasks.middleware.base import Middleware, Publish
 from pulsartasks.published import Published
@@ -95,8 +95,9 @@ def _published(name: str, publication: Publication, args: Sequence[Any], kwargs:
 def _travelled(target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Published:
     """The same as it would arrive."""
     if isinstance(target, Topic):
-        [payload] = args
-        return Published(target.name, (target.codec.decode(target.codec.encode(payload)),))
+        if len(args) != 1 or kwargs:
+            raise InvalidArgumentsError(f"an event of {target.name} has exactly one payload")
+        return Published(target.name, (target.codec.decode(target.codec.encode(args[0])),))
     decoded, keywords = target.codec.decode(target.codec.encode(args, kwargs))
     return Published(target.name, tuple(decoded), keywords)
 

@@ -114,12 +114,12 @@ def test_task_may_wait_for_one_that_it_calls(app: PulsarTasks) -> None:
 
     @app.task
     async def outer_async(number: int) -> int:
-        await inner.adelay(number)
-        return number
+        call = await inner.adelay(number)
+        return await call.aget(timeout=10) * 2
 
     with app.testing(eager=True) as running:
         assert outer.delay(1).get(timeout=10) == 4
-        assert outer_async.delay(5).get(timeout=10) == 5
+        assert outer_async.delay(5).get(timeout=10) == 12
         running.assert_published(inner, 5)
 
 

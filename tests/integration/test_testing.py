@@ -214,6 +214,8 @@ def test_what_was_not_published_is_told_with_what_was() -> None:
             session.assert_published(placed, Order("Grace"))
         with pytest.raises(InvalidArgumentsError):  # such a call there can never be
             session.assert_published(add, "two")  # type: ignore[call-overload]
+        with pytest.raises(InvalidArgumentsError, match="exactly one payload"):
+            session.assert_published(placed, Order("Ada"), Order("Grace"))  # type: ignore[call-overload]
         session.assert_published(add, 2, 4)
         assert session.assert_published(add).args == (2,)
 

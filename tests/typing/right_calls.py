@@ -112,6 +112,10 @@ async def calls_of_coroutines() -> None:
     assert_type(wait_bound.delay(1.0).get(timeout=1), list[int])
     assert_type(await add.adelay(1, 2), AsyncResult[int])
     assert_type(await wait.adelay(1.0), AsyncResult[str])
+    assert_type(await wait.result("id").aget(timeout=1), str)
+    assert_type(await placed.apublish(Order(1, "Ada"), key="Ada"), str)
+    async for order in placed.tail():
+        assert_type(order, Order)
     async with app.publishing():
         await add.using(countdown=1).adelay(1, 2)
 

@@ -30,6 +30,7 @@ def wrong_arguments() -> None:
 async def wrong_arguments_from_asyncio() -> None:
     await add.adelay("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await wait.adelay()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await placed.apublish("order")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await wait_bound("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -50,6 +51,7 @@ def wrong_uses_of_a_result() -> None:
 
 def wrong_events() -> None:
     placed.publish("order")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    placed.publish(Order(1, "Ada"), task_id=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     placed.publish(Order(1, "Ada"), countdown="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     placed.s("order")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     for order in placed.tail():
