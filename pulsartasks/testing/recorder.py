@@ -9,7 +9,7 @@ from typing import Any
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.errors import InvalidArgumentsError, PulsarTasksError
-from pulsartasks.message import ATTEMPT, OURS, REASON, TASK, TASK_ID, Publication, read_eta
+from pulsartasks.message import OURS, REASON, TASK, TASK_ID, Publication, read_eta
 from pulsartasks.middleware.base import Middleware, Publish
 from pulsartasks.published import Published
 from pulsartasks.revocation import Notice
@@ -68,7 +68,7 @@ class Recorder(Middleware):
         seen = set()  # a worker moves what was delayed on to where it runs
         for publication in list(self._sent):
             headers = publication.properties
-            if ATTEMPT in headers or REASON in headers:
+            if REASON in headers:
                 continue
             task, topic = self._app.tasks.get(headers.get(TASK, "")), topics.get(publication.topic)
             if task is not None and headers[TASK_ID] not in seen:

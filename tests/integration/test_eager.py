@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Iterator
@@ -89,6 +90,21 @@ def test_retries_and_delays_take_no_time(app: PulsarTasks, mode: Any) -> None:
     with app.testing(eager=True):
         assert fetch.using(countdown=86_400).delay().get(timeout=10) == 3
     assert time.monotonic() - began < 60
+
+
+def test_however_often_it_is_retried_each_attempt_begins_where_the_first_did(app: PulsarTasks) -> None:
+    depths: set[int] = set()
+
+    @app.task(bind=True, autoretry_for=(OSError,), max_retries=200)
+    def fetch(self: TaskContext) -> int:
+        depths.add(len(inspect.stack(0)))
+        if self.retries < 200:
+            raise OSError("no answer")
+        return self.retries
+
+    with app.testing(eager=True):
+        assert fetch.delay().get(timeout=10) == 200
+    assert len(depths) == 1
 
 
 def test_error_is_the_callers_when_it_asks_and_a_dead_letter(app: PulsarTasks) -> None:

@@ -190,6 +190,28 @@ def test_delayed_call_is_published_once_though_it_is_moved_to_where_it_runs() ->
         assert published.eta.timestamp() == clock.now()
 
 
+def test_dead_letter_is_no_publication_though_a_task_may_be_subscribed_to_it() -> None:
+    app = PulsarTasks("shop", "memory://")
+    placed = app.topic("placed", schema=Order, subscriptions=("mail",))
+    unsent = placed.dead_letters("mail", subscriptions=("support",))
+    seen: list[Order] = []
+
+    @app.task(topic=placed, subscription="mail")
+    def mail(order: Order) -> None:
+        raise ValueError
+
+    @app.task(topic=unsent, subscription="support")
+    def look_into(order: Order) -> None:
+        seen.append(order)
+
+    with app.testing() as session:
+        placed.publish(Order("Ada"))
+        session.join(timeout=30)
+
+        assert seen == [Order("Ada")]
+        assert [str(each) for each in session.published()] == ["placed(Order(customer='Ada'))"]
+
+
 def test_what_was_not_published_is_told_with_what_was() -> None:
     app = PulsarTasks("shop", "memory://")
     placed = app.topic("placed", schema=Order)
