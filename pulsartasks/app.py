@@ -86,6 +86,7 @@ class PulsarTasks:
             raise ConfigurationError(f"app {name!r}: write claim_check=ClaimCheck({claim_check!r})")
         self.claims = claim_check or Claims()
         self.clock: Clock = SystemClock()
+        """Where it takes the time from; a test may hold it."""
         self._broker_url = broker
         self._namespace = namespace
         self._tasks: dict[str, Task[..., Any]] = {}
@@ -307,7 +308,7 @@ class PulsarTasks:
         """Run this app on a broker in memory and threads of this process until the block ends.
 
         Args:
-            topics: only its tasks that consume these; what is sent to others stays there.
+            topics: only its tasks that consume these, or none, ``()``; what is sent to others stays there.
             concurrency: messages of a subscription that run at once.
             clock: stands still until `Testing.advance` moves it, and with it what is due: countdowns, retries, expiry.
             eager: no threads: a call has run when `delay` returns, retries included. Without a `clock` of yours,

@@ -120,6 +120,9 @@ class EagerWorker(Worker):
             self._running += 1
         try:
             self._executor.execute(delivery, subscription)
+        except BaseException:  # as in a worker with threads: nobody would get the message again
+            delivery.release()
+            raise
         finally:
             with self._lock:
                 self._running -= 1

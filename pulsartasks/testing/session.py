@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -26,7 +26,9 @@ class TestingSession:
 
     __test__ = False  # pytest must not take it for a test
 
-    def __init__(self, broker: LocalBroker, worker: Worker, recorder: Recorder, clock: FrozenClock | None) -> None:
+    def __init__(
+        self, broker: LocalBroker, worker: Worker | None, recorder: Recorder, clock: FrozenClock | None
+    ) -> None:
         self._broker = broker
         self._worker = worker
         self._recorder = recorder
@@ -60,6 +62,8 @@ class TestingSession:
 
     def _unsettled(self) -> int:
         """How many messages are to be waited for, and what else; 0: none."""
+        if self._worker is None:
+            return 0
         # Subscriptions count from when they are consumed: looking earlier would find nothing to wait for.
         if not self._worker.ready or not self._worker.revoked.keys() >= set(self._recorder.revoked):
             return 1
@@ -69,7 +73,8 @@ class TestingSession:
         return self._broker.store.unsettled(due_by=self._clock.now()) - asleep
 
     def _next_instant(self, clock: FrozenClock) -> float | None:
-        waiting = self._broker.store.next_instant(after=clock.now()), self._worker.asleep()[1]
+        asleep = None if self._worker is None else self._worker.asleep()[1]
+        waiting = self._broker.store.next_instant(after=clock.now()), asleep
         return min((due for due in waiting if due is not None), default=None)
 
     def _move(self, clock: FrozenClock, instant: float, timeout: float) -> None:
@@ -91,23 +96,23 @@ def testing(
 
     `PulsarTasks.testing` documents the arguments.
 
-    Resources are set up and torn down as in a real worker. What is sent to topics that nobody consumes stays there,
-    and `Testing.join` does not wait for it.
+    Resources are set up and torn down as in a real worker; without any tasks to run there is none. What is sent to
+    topics that nobody consumes stays there, and `Testing.join` does not wait for it.
     """
     recorder, eagerness = Recorder(app), Eagerness()
     middleware = app.middleware
     moving = FrozenClock() if eager and clock is None else None
-    with app.on_broker("memory://", clock=clock or moving) as broker:
+    with app.on_broker("memory://", clock=clock or moving) as broker, ExitStack() as stack:
         assert isinstance(broker, LocalBroker)
         broker.clock = app.clock
+        stack.callback(setattr, app, "middleware", middleware)
         app.middleware = (recorder, *([eagerness] if eager else []), *middleware)
-        if eager:
-            worker: Worker = EagerWorker(app, broker, eagerness, topics=topics, clock=moving)
-        else:
-            worker = Worker(app, concurrency=concurrency, topics=topics)
-        try:
+        worker: Worker | None = None
+        if app.tasks if topics is None else topics:
+            if eager:
+                worker = EagerWorker(app, broker, eagerness, topics=topics, clock=moving)
+            else:
+                worker = Worker(app, concurrency=concurrency, topics=topics)
+            stack.callback(worker.stop, grace=5.0)
             worker.start()
-            yield TestingSession(broker, worker, recorder, clock)
-        finally:
-            app.middleware = middleware
-            worker.stop(grace=5.0)
+        yield TestingSession(broker, worker, recorder, clock)

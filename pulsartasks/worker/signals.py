@@ -22,21 +22,28 @@ _STATES: dict[type, str] = {
 """Celery's names."""
 
 
+class _Thread(threading.local):
+    """What each thread knows of its own."""
+
+    def __init__(self) -> None:
+        self.begun: set[str] = set()
+        """Ids of what it runs: between a run and its outcome stands the middleware, which does not tell."""
+
+
 class TaskSignals:
     """Tells of each attempt; made only where somebody wants to know, so that nobody else pays for it."""
 
     def __init__(self, app: PulsarTasks) -> None:
         self._signals = app.signals
         self._tasks = app.tasks
-        self._begun = threading.local()
-        """What runs in this thread: between a run and its outcome stands the middleware, which does not tell."""
+        self._thread = _Thread()
 
     def around(self, call: Execute) -> Execute:
         """`call`, which calls the task's function, told of before it."""
 
         def run(request: Request) -> Outcome:
             task = self._tasks[request.task]
-            self._begun.request = request
+            self._thread.begun.add(request.id)
             self._signals.task_prerun.send(
                 task, task_id=request.id, task=task, args=request.args, kwargs=request.kwargs
             )
@@ -46,7 +53,6 @@ class TaskSignals:
 
     def tell(self, run: Run, outcome: Outcome) -> None:
         """What became of an attempt, before it is settled."""
-        begun, self._begun.request = getattr(self._begun, "request", None), None
         if run.task is None:
             error = outcome.error if isinstance(outcome, (Died, Retried)) else None
             self._signals.task_unknown.send(
@@ -54,7 +60,8 @@ class TaskSignals:
             )
             return
         self._tell(run, outcome)
-        if begun is not None:
+        if run.request.id in self._thread.begun:
+            self._thread.begun.remove(run.request.id)
             self._signals.task_postrun.send(
                 run.task,
                 task_id=run.request.id,

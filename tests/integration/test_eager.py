@@ -133,10 +133,13 @@ def test_task_may_wait_for_one_that_it_calls(app: PulsarTasks) -> None:
         call = await inner.adelay(number)
         return await call.aget(timeout=10) * 2
 
+    ends: list[str] = []
+    app.signals.task_postrun.connect(lambda sender, **_: ends.append(sender.name))
     with app.testing(eager=True) as running:
         assert outer.delay(1).get(timeout=10) == 4
         assert outer_async.delay(5).get(timeout=10) == 12
         running.assert_published(inner, 5)
+    assert ends == ["inner", "outer", "inner", "outer_async"]
 
 
 def test_event_reaches_every_subscription_and_resources_are_there(app: PulsarTasks) -> None:

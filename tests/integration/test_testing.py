@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pulsartasks import INJECTED, FrozenClock, InvalidArgumentsError, MessageTooLargeError, PulsarTasks, TaskContext
+from pulsartasks import (
+    INJECTED,
+    ConfigurationError,
+    FrozenClock,
+    InvalidArgumentsError,
+    MessageTooLargeError,
+    PulsarTasks,
+    TaskContext,
+)
 
 
 class Engine:
@@ -188,6 +196,35 @@ def test_delayed_call_is_published_once_though_it_is_moved_to_where_it_runs() ->
         [published] = session.published(note)
         assert published.eta is not None
         assert published.eta.timestamp() == clock.now()
+
+
+def test_where_nothing_is_to_run_there_is_no_worker() -> None:
+    app = PulsarTasks("shop", "memory://")
+    placed = app.topic("placed", schema=Order)
+    with app.testing() as session:
+        placed.publish(Order("Ada"))
+        session.join(timeout=30)
+        session.assert_published(placed, Order("Ada"))
+
+    @app.task
+    def fail() -> None:
+        raise ValueError
+
+    with app.testing(topics=(), clock=FrozenClock()) as session:
+        call = fail.using(countdown=60).delay()
+        session.advance(60)
+        session.assert_published(fail)
+        assert call.state == "PENDING"
+
+
+def test_test_that_could_not_begin_leaves_the_app_as_it_was() -> None:
+    app = PulsarTasks("shop", "memory://")
+    app.task(name="note")(lambda: None)
+
+    with pytest.raises(ConfigurationError, match="no task consumes"), app.testing(topics=["nothing"]):
+        """Is never reached."""
+
+    assert app.middleware == ()
 
 
 def test_dead_letter_is_no_publication_though_a_task_may_be_subscribed_to_it() -> None:
