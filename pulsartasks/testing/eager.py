@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Literal
 
 from pulsartasks.app import PulsarTasks
@@ -76,16 +75,8 @@ class EagerWorker(Worker):
     def ready(self) -> bool:
         return True
 
-    def start(
-        self,
-        failed: Callable[[BaseException], None] | None = None,
-        *,
-        journal_begun: Callable[[Path], object] = lambda _: None,
-    ) -> None:
-        """Set up resources and subscribe; from now on what is published runs."""
-        self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
-        self._executor.guard.start(1, journal_begun)
-        self._revocations.start()
+    def _consume(self, failed: Callable[[BaseException], None]) -> None:
+        """From now on what is published runs."""
         self._learn()
         topics: dict[str, list[str]] = defaultdict(list)
         for task in self._tasks:
@@ -131,7 +122,7 @@ class EagerWorker(Worker):
         """Whether a message that has run is not settled yet, since its result is on its way."""
         with self._lock:
             running = self._running
-        if self._broker.store.unsettled(due_by=self.app.clock.now()) <= running:
+        if self._broker.store.unsettled(due_by=self.app.clock.now()) <= running + self.asleep()[0]:
             return False
         time.sleep(LOOK_AGAIN)
         return True

@@ -69,8 +69,9 @@ class TestingSession:
             return 1
         if self._clock is None:
             return self._broker.store.unsettled(due_by=math.inf)
-        asleep, _ = self._worker.asleep()  # before the others are counted: it only grows while the clock stands
-        return self._broker.store.unsettled(due_by=self._clock.now()) - asleep
+        asleep, _ = self._worker.asleep()
+        unsettled = self._broker.store.unsettled(due_by=self._clock.now()) - asleep
+        return unsettled or int(asleep != self._worker.asleep()[0])  # nothing has moved while it was counted
 
     def _next_instant(self, clock: FrozenClock) -> float | None:
         asleep = None if self._worker is None else self._worker.asleep()[1]

@@ -111,8 +111,7 @@ class Worker:
         self._resources.open({kind for task in self._tasks for kind in task.injected.values()})
         self._executor.guard.start(sum(consumer.concurrency for consumer in self._consumers), journal_begun)
         self._revocations.start()
-        for consumer in self._consumers:
-            consumer.start(failed or _log_failure, first=self._learn)
+        self._consume(failed or _log_failure)
         threading.Thread(target=self._expire, name="pulsartasks-expiry", daemon=True).start()
         if self.app.signals.worker_ready.connected:
             threading.Thread(target=self._tell_when_ready, name="pulsartasks-ready", daemon=True).start()
@@ -143,6 +142,10 @@ class Worker:
             self._resources.close()
         self.app.signals.worker_shutdown.send(self)
         return finished
+
+    def _consume(self, failed: Callable[[BaseException], None]) -> None:
+        for consumer in self._consumers:
+            consumer.start(failed, first=self._learn)
 
     def _learn(self) -> None:
         """Before anything is consumed: what other workers have done that concerns it."""
