@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -55,13 +56,15 @@ def backlog(servers: Servers, count: int, prefetch: str = "1000") -> Figures:
 
 
 def processes(servers: Servers, count: int, partitions: str = "0") -> Figures:
-    """The drain by 1 to 4 processes on one topic, and what it costs them and the server."""
+    """The drain by 1 to 4 processes on one topic, and what publishing and draining cost the server."""
     figures: dict[str, float] = {}
     for number in range(1, 5):
         with tempfile.TemporaryDirectory() as folder:
             contender = replace(_ours(), settings=(("prefetch", "1000"), ("partitions", partitions)))
             trial = Trial(contender, servers, Path(folder))
+            server = _server_seconds()
             trial.publisher("fill", count)
+            figures["server_us_publish"] = (_server_seconds() - server) / count * 1_000_000
             with running(*trial.worker(number)) as pid:
                 trial.ran(1)
                 already, worker, server = len(trial.reader.records), cpu_seconds(pid), _server_seconds(pid)
@@ -76,9 +79,11 @@ def processes(servers: Servers, count: int, partitions: str = "0") -> Figures:
     return figures
 
 
-def _server_seconds(worker: int) -> float:
-    """Processor time of all that was started here but the worker."""
-    return cpu_seconds(os.getpid()) - cpu_seconds(worker) - time.process_time()
+def _server_seconds(worker: int | None = None) -> float:
+    """Processor time of all that was started here and still runs, but the worker."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    others = time.process_time() + ended.ru_utime + ended.ru_stime + (cpu_seconds(worker) if worker else 0.0)
+    return cpu_seconds(os.getpid()) - others
 
 
 def look_up(servers: Servers, count: int) -> Figures:
