@@ -55,6 +55,7 @@ setup(
     package_data={"pulsartasks": ["py.typed"]},
     install_requires=[
         "click>=8.1.8",
+        "cronsim>=2.6",
         "msgspec>=0.19",
         "pulsar-client>=3.6",
         "structlog>=24.4",

@@ -36,6 +36,7 @@ from pulsartasks.errors import (
 )
 from pulsartasks.message import DeadLetter, Request
 from pulsartasks.result import AsyncResult
+from pulsartasks.schedule import Schedule, crontab, every
 from pulsartasks.shared import shared_task
 from pulsartasks.signature import Signature
 from pulsartasks.task import INJECTED, Task
@@ -67,6 +68,7 @@ __all__ = [
     "Request",
     "ResultTimeoutError",
     "Retry",
+    "Schedule",
     "Signature",
     "SoftTimeLimitExceeded",
     "SubscriptionBusyError",
@@ -82,5 +84,7 @@ __all__ = [
     "UnknownTaskError",
     "UnreadableMessageError",
     "WorkerCrashedError",
+    "crontab",
+    "every",
     "shared_task",
 ]

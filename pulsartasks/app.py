@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from types import MappingProxyType, ModuleType
 from typing import Any, Literal, TypeVar, get_args, get_origin, overload
@@ -30,6 +30,7 @@ from pulsartasks.published import Testing
 from pulsartasks.publishing import Publishing
 from pulsartasks.results.base import ResultStore
 from pulsartasks.revocation import Notice
+from pulsartasks.schedule import Entry, Missed, Publishable, Schedule, define
 from pulsartasks.serializers import type_hints
 from pulsartasks.shared import SharedTask
 from pulsartasks.signals import Signals
@@ -92,6 +93,7 @@ class PulsarTasks:
         self._tasks: dict[str, Task[..., Any]] = {}
         self._topics: dict[str, Topic[Any]] = {}
         self._resources: dict[type, Callable[[], Iterator[Any]]] = {}
+        self._scheduled: dict[str, Entry] = {}
         self._lock = threading.RLock()
         self._connection: _Connection | None = None
         self.signals = Signals()
@@ -198,6 +200,31 @@ class PulsarTasks:
             )
         self._resources[kind] = factory
         return factory
+
+    def schedule(
+        self, name: str, when: Schedule | float | timedelta, call: Publishable, *, missed: Missed = "skip"
+    ) -> None:
+        """Have ``pulsartasks beat`` send `call` again and again: ``app.schedule("nightly", crontab("0 3 * * *"),
+        purge.s())``.
+
+        Args:
+            name: of this entry; under it is remembered, with the broker, when it last ran.
+            when: a `crontab`, or an interval in seconds (see `every`).
+            call: ``task.s(...)``, or ``topic.s(payload)`` for an event.
+            missed: what becomes of ticks while no beat ran for more than two minutes: ``skip`` forgets them,
+                ``run_once`` sends one for all of them as soon as one runs again.
+
+        Raises:
+            ConfigurationError: one of these is not what it should be, or the name is taken.
+        """
+        if name in self._scheduled:
+            raise ConfigurationError(f"schedule {name!r} is defined twice; give one of them another name")
+        self._scheduled[name] = define(name, when, call, missed)
+
+    @property
+    def scheduled(self) -> Mapping[str, Entry]:
+        """All entries of the schedule by name."""
+        return MappingProxyType(self._scheduled)
 
     @property
     def tasks(self) -> Mapping[str, Task[..., Any]]:

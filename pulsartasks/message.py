@@ -7,6 +7,7 @@ client's names (RetryMessageUtil of apache/pulsar), so both sides understand eac
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -26,6 +27,8 @@ CLAIM = "pt-claim"
 """Where the value is, if it is in a blob store: JSON with `key`, `size` and `sha256`."""
 EXPIRES = "pt-expires"
 """Milliseconds since the epoch from which on no attempt is begun."""
+TICK = "pt-tick"
+"""Which entry of a schedule sent the message, and for which instant: ``nightly@1688062274000``."""
 RESERVED_PREFIX = "pt-"
 
 ATTEMPT = "RECONSUMETIMES"
@@ -56,7 +59,7 @@ CUT = "pt-cut"
 
 _DEATH = (REASON, EXCEPTION_TYPE, EXCEPTION_MESSAGE, TRACEBACK, ATTEMPTS, WORKER, FAILED_AT, PUBLISHED_AT, CUT)
 _RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, OLD_ORIGIN_MESSAGE_ID, ETA, EXPIRES)
-OURS = frozenset((TASK, TASK_ID, REPLY_TO, CLAIM, *_DEATH, *_RETRY))
+OURS = frozenset((TASK, TASK_ID, REPLY_TO, CLAIM, TICK, *_DEATH, *_RETRY))
 """All headers that are not the caller's own."""
 
 
@@ -206,8 +209,22 @@ def untrue(headers: Mapping[str, str]) -> str | None:
 
 def new_task_id(now: float | None = None) -> str:
     """A fresh id that sorts by time (UUIDv7, RFC 9562), so that a result can be looked up from the instant in it."""
-    instant = f"{int((time.time() if now is None else now) * 1000):012x}"
-    random = os.urandom(10).hex()
+    return _uuid7(int((time.time() if now is None else now) * 1000), os.urandom(10).hex())
+
+
+def tick_id(app: str, entry: str, instant: int) -> str:
+    """The id of the call that an app's schedule makes for an entry's instant (milliseconds since the epoch).
+
+    Whoever sends it, and however often, it is the same; and its result can be looked up from that instant on.
+
+    >>> tick_id("shop", "nightly", 1688096058518)
+    '01890a5d-ac96-7323-9cd6-4e2b82f29bad'
+    """
+    return _uuid7(instant, hashlib.sha256(f"{app}\n{entry}\n{instant}".encode()).hexdigest())
+
+
+def _uuid7(milliseconds: int, random: str) -> str:
+    instant = f"{milliseconds:012x}"
     variant = "89ab"[int(random[3], 16) % 4]  # put together as text, since a UUID of the library's takes twice as long
     return f"{instant[:8]}-{instant[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:19]}"
 

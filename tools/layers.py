@@ -51,11 +51,11 @@ MAY_IMPORT = {
     "runtime": {"words", "ports", "face", "runtime"},
     "edges": set(LAYERS),
 }
-WORDS_PACKAGES = {"croniter", "msgspec", "pydantic", "typing_extensions"}
+WORDS_PACKAGES = {"cronsim", "msgspec", "pydantic", "typing_extensions"}
 EFFECTS = {"asyncio", "concurrent", "http", "multiprocessing", "select", "socket", "sqlite3", "subprocess", "threading"}
 """Words neither wait nor talk to anybody."""
 
-ALWAYS_INSTALLED = {"click", "msgspec", "pulsar", "structlog", "typing_extensions", *sys.stdlib_module_names}
+ALWAYS_INSTALLED = {"click", "cronsim", "msgspec", "pulsar", "structlog", "typing_extensions", *sys.stdlib_module_names}
 OURS = {"apps", "pulsartasks", "tools"}
 SHARED_BY_APPS = {"audio", "events", "storage"}
 COMPOSITION = {"demo", "run"}

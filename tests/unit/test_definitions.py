@@ -259,6 +259,19 @@ def _define(app: PulsarTasks, options: dict[str, Any]) -> Task[..., Any]:
     return task(work)
 
 
+def test_an_entry_of_the_schedule_is_refused_twice_or_without_a_call(app: PulsarTasks) -> None:
+    @app.task
+    def purge() -> None: ...
+
+    app.schedule("nightly", 60, purge.s())
+
+    assert set(app.scheduled) == {"nightly"}
+    with pytest.raises(ConfigurationError, match="schedule 'nightly' is defined twice"):
+        app.schedule("nightly", 30, purge.s())
+    with pytest.raises(ConfigurationError, match=r"write what it calls as task.s\(...\), not <Task purge>"):
+        app.schedule("hourly", 3600, purge)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["orders", "acme.orders", "persistent://acme/live/orders"])
 @pytest.mark.parametrize("subscription", ["mail", "acme.shop"])
 def test_dead_letters_of_a_topic_are_where_its_handler_puts_them(name: str, subscription: str) -> None:

@@ -30,6 +30,7 @@ PUBLIC = {
     "Request",
     "ResultTimeoutError",
     "Retry",
+    "Schedule",
     "Signature",
     "SoftTimeLimitExceeded",
     "SubscriptionBusyError",
@@ -45,6 +46,8 @@ PUBLIC = {
     "UnknownTaskError",
     "UnreadableMessageError",
     "WorkerCrashedError",
+    "crontab",
+    "every",
     "shared_task",
 }
 
