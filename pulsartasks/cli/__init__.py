@@ -9,6 +9,7 @@ import click
 
 _COMMANDS = {
     "worker": ("pulsartasks.cli.worker", "Run an app's tasks."),
+    "beat": ("pulsartasks.cli.beat", "Send what the schedule says, and move what is due."),
     "dlq": ("pulsartasks.cli.dlq", "Look at dead letters, and send them again."),
 }
 

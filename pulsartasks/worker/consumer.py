@@ -330,8 +330,10 @@ class OrderedConsumer(ConsumerThreads):
 class Forwarder(ConsumerThreads):
     """Moves due messages to where they run: published and confirmed first, then acknowledged."""
 
-    def __init__(self, app: PulsarTasks, subscription: Subscription, destinations: dict[str, str]) -> None:
-        super().__init__(app, subscription, threads=1)
+    def __init__(
+        self, app: PulsarTasks, subscription: Subscription, destinations: Mapping[str, str], *, threads: int = 1
+    ) -> None:
+        super().__init__(app, subscription, threads=threads)
         self._destinations = destinations
 
     def _work(self, consumer: Consumer) -> None:

@@ -1,4 +1,4 @@
-"""A worker as a user starts it: ``pulsartasks worker`` in a process group of its own."""
+"""A worker, or beat, as a user starts it: ``pulsartasks worker`` in a process group of its own."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TASKS = "tests.conformance.tasks:app"
 class WorkerProcess:
     """The supervisor, its children, and what they log."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str], app: str = TASKS) -> None:
+    def __init__(self, *arguments: str, env: Mapping[str, str], app: str = TASKS, command: str = "worker") -> None:
         self.lines: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pulsartasks", "worker", "-A", app, *arguments],
+            [sys.executable, "-m", "pulsartasks", command, "-A", app, *arguments],
             cwd=CHECKOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
             stdin=subprocess.DEVNULL,
