@@ -72,8 +72,7 @@ def play(scenario: Scenario, setting: Setting) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         stage = Stage(setting, Path(folder))
         try:
-            scenario.play(stage)
-            verdict = stage.finish()
+            verdict = scenario.play(stage) or stage.finish()
             suspect = (verdict.lost, verdict.early, verdict.disordered, verdict.held, verdict.unexplained)
             for number in {number for numbers in suspect for number in numbers[:1]}:
                 print("\n".join([f"    {number}:", *(f"      {line}" for line in stage.story(number))]), flush=True)

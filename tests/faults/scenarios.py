@@ -12,7 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.conformance.processes import WorkerProcess
-from tests.faults.checker import ACK_WINDOW
+from tests.faults.beats import kill_leaders
+from tests.faults.checker import ACK_WINDOW, Verdict
 from tests.faults.disk import SmallDisk
 from tests.faults.entries import Kind
 from tests.faults.proxy import Proxy
@@ -31,7 +32,8 @@ PERSISTED = 1.0
 class Scenario:
     """Something that goes wrong."""
 
-    play: Callable[[Stage], None]
+    play: Callable[[Stage], Verdict | None]
+    """Gives the verdict, if that is another one than on the tasks of the stage."""
     what: str
     brokers: tuple[str, ...] = ("local", "pulsar")
     plan: str = "mixed"
@@ -181,6 +183,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "disk": Scenario(fill_disk, "the disk full, for a second at a time", ("local",), rate=400, share=0.5),
     "rolling": Scenario(restart_workers, "two workers restarted in turn, 200 x 50 ms a second", rate=200, share=0.2,
                         plan="steady"),
+    "beat": Scenario(kill_leaders, "the leader of three copies of beat killed ten times", share=0.006),
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ TASKS = {
     "publisher": 600,
     "network": 600,
     "disk": 400,
+    "beat": 15,
 }
 """So many that it takes a few seconds, a fault in each of them. `rolling` is one of the conformance tests already."""
 
