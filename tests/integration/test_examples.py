@@ -28,6 +28,7 @@ PROMISES = {
     "resources": ["loading ", "translated: bonjour monde tâche", "... and it is put away "],
     "results_from_elsewhere": ["nobody has run it: PENDING", "a worker has: 144 SUCCESS"],
     "retry": ["attempt 3", "fetch returned '42 bytes'", "poll raised TimeoutError(the report was never done)"],
+    "schedule": ["clocks go forward: 2027-03-28 01:00:00+00:00", "the first copy stops", "one for each second: True"],
     "signals": ["fetch(3,) is given up: page 3 does not answer", "attempts: 1 FAILURE, 2 RETRY, 2 SUCCESS"],
     "tail": ["tea now costs 4", "tea now costs 6", "the loop has ended: True"],
     "testing": ["passed"],

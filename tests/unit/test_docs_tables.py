@@ -13,6 +13,7 @@ import click
 import pytest
 
 from pulsartasks import message
+from pulsartasks.cli.beat import beat
 from pulsartasks.cli.worker import worker
 from pulsartasks.options import TaskOptions
 from pulsartasks.signals import Signals
@@ -34,10 +35,11 @@ def test_every_option_of_a_call_is_documented() -> None:
     ]
 
 
-def test_every_option_of_the_worker_is_documented_with_its_default() -> None:
-    rows = [(row[0].split("`")[1::2], row[1].strip("`")) for row in _table("tasks.md", "option", at=1)]
+@pytest.mark.parametrize(("command", "head", "at"), [(worker, "option", 1), (beat, "option of beat", 0)])
+def test_every_option_of_a_command_is_documented_with_its_default(command: click.Command, head: str, at: int) -> None:
+    rows = [(row[0].split("`")[1::2], row[1].strip("`")) for row in _table("tasks.md", head, at=at)]
 
-    options = [option for option in worker.params if isinstance(option, click.Option)]
+    options = [option for option in command.params if isinstance(option, click.Option)]
     assert [names for names, _ in rows] == [option.opts for option in options]
     for (_, default), option in zip(rows, options, strict=True):
         assert not option.show_default or default == str(option.default)
