@@ -331,6 +331,7 @@ class PulsarTasks:
         concurrency: int = 2,
         clock: FrozenClock | None = None,
         eager: bool = False,
+        beat: bool = False,
     ) -> AbstractContextManager[Testing]:
         """Run this app on a broker in memory and threads of this process until the block ends.
 
@@ -340,9 +341,10 @@ class PulsarTasks:
             clock: stands still until `Testing.advance` moves it, and with it what is due: countdowns, retries, expiry.
             eager: no threads: a call has run when `delay` returns, retries included. Without a `clock` of yours,
                 countdowns and delays take no time.
+            beat: send what the schedule says when `clock` comes to it.
         """
         session: AbstractContextManager[Testing] = plugins.load("testing", "session").testing(
-            self, topics=topics, concurrency=concurrency, clock=clock, eager=eager
+            self, topics=topics, concurrency=concurrency, clock=clock, eager=eager, beat=beat
         )
         return session
 

@@ -10,7 +10,6 @@ import structlog
 from pulsartasks.app import PulsarTasks
 from pulsartasks.beat.leadership import Leadership
 from pulsartasks.beat.term import Term
-from pulsartasks.clock import Clock, SystemClock
 from pulsartasks.errors import (
     AuthenticationError,
     AuthorizationError,
@@ -33,9 +32,8 @@ _log = structlog.get_logger("pulsartasks")
 class Beat:
     """One of any number of copies, of which one at a time sends what `app.scheduled` says."""
 
-    def __init__(self, app: PulsarTasks, *, clock: Clock | None = None) -> None:
+    def __init__(self, app: PulsarTasks) -> None:
         self._app = app
-        self._clock = clock or SystemClock()
         self._leading = threading.Event()
         self._standing_by = threading.Event()
 
@@ -77,7 +75,7 @@ class Beat:
         self._standing_by.clear()
 
     def _lead(self, leadership: Leadership, stop: threading.Event) -> None:
-        with closing(Term(self._app, leadership, self._clock)) as term:
+        with closing(Term(self._app, leadership)) as term:
             _log.info("beat.elected", entries=len(self._app.scheduled), in_doubt=len(leadership.record.sending))
             self._leading.set()
             self._standing_by.clear()

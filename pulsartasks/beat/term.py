@@ -19,7 +19,6 @@ import structlog
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.beat.leadership import WITHIN, Leadership, LeadershipLostError, Seen, Sending
-from pulsartasks.clock import Clock
 from pulsartasks.errors import AuthenticationError, ClosedError, PulsarTasksError
 from pulsartasks.message import TASK_ID, TICK, Publication
 from pulsartasks.results.base import text_of
@@ -42,10 +41,9 @@ _log = structlog.get_logger("pulsartasks")
 class Term:
     """The rounds of one leader."""
 
-    def __init__(self, app: PulsarTasks, leadership: Leadership, clock: Clock) -> None:
+    def __init__(self, app: PulsarTasks, leadership: Leadership) -> None:
         self._app = app
         self._leadership = leadership
-        self._clock = clock
         self._seen = dict(leadership.record.seen)
         self._sending = {name: each for name, each in leadership.record.sending.items() if name in app.scheduled}
         self._upcoming: dict[str, datetime] = {}
@@ -183,7 +181,7 @@ class Term:
         return max(0.0, min(ticks + doubts, default=math.inf))
 
     def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.now(), timezone.utc)
+        return datetime.fromtimestamp(self._app.clock.now(), timezone.utc)
 
 
 def _continues(seen: Seen, entry: Entry, now: datetime) -> bool:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from pulsartasks.app import PulsarTasks
@@ -14,6 +14,7 @@ from pulsartasks.brokers.local import LocalBroker
 from pulsartasks.clock import FrozenClock
 from pulsartasks.errors import ConfigurationError
 from pulsartasks.published import Published, Testing
+from pulsartasks.schedule import due, to_milliseconds
 from pulsartasks.testing.eager import Eagerness, EagerWorker
 from pulsartasks.testing.recorder import Recorder, Target
 from pulsartasks.worker.worker import Worker
@@ -27,12 +28,18 @@ class TestingSession:
     __test__ = False  # pytest must not take it for a test
 
     def __init__(
-        self, broker: LocalBroker, worker: Worker | None, recorder: Recorder, clock: FrozenClock | None
+        self,
+        broker: LocalBroker,
+        worker: Worker | None,
+        recorder: Recorder,
+        clock: FrozenClock | None,
+        schedule: Ticks | None,
     ) -> None:
         self._broker = broker
         self._worker = worker
         self._recorder = recorder
         self._clock = clock
+        self._schedule = schedule
 
     def join(self, timeout: float = 10.0) -> None:
         if isinstance(self._worker, EagerWorker):
@@ -75,13 +82,40 @@ class TestingSession:
 
     def _next_instant(self, clock: FrozenClock) -> float | None:
         asleep = None if self._worker is None else self._worker.asleep()[1]
-        waiting = self._broker.store.next_instant(after=clock.now()), asleep
+        tick = None if self._schedule is None else self._schedule.next_instant()
+        waiting = self._broker.store.next_instant(after=clock.now()), asleep, tick
         return min((due for due in waiting if due is not None), default=None)
 
     def _move(self, clock: FrozenClock, instant: float, timeout: float) -> None:
         clock.move_to(instant)
+        if self._schedule is not None:
+            self._schedule.send()
         self._broker.look()
         self.join(timeout)
+
+
+class Ticks:
+    """What beat sends, where there is one copy and the clock comes to every tick."""
+
+    def __init__(self, app: PulsarTasks) -> None:
+        self._app = app
+        self._since = self._now()
+
+    def next_instant(self) -> float | None:
+        """When the next tick is due, in seconds since the epoch; None: never."""
+        instants = [entry.schedule.next(self._since) for entry in self._app.scheduled.values()]
+        return min(instants).timestamp() if instants else None
+
+    def send(self) -> None:
+        """Send what came due since the last time."""
+        now = self._now()
+        for entry in self._app.scheduled.values():
+            for tick in due(entry, since=self._since, now=now):
+                self._app.publish(entry.tick(self._app.name, to_milliseconds(tick)))
+        self._since = now
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._app.clock.now(), timezone.utc)
 
 
 @contextmanager
@@ -92,6 +126,7 @@ def testing(
     concurrency: int = 2,
     clock: FrozenClock | None = None,
     eager: bool = False,
+    beat: bool = False,
 ) -> Iterator[Testing]:
     """Replace the app's broker by one in memory, and run a worker on it until the block ends.
 
@@ -103,6 +138,10 @@ def testing(
     recorder, eagerness = Recorder(app), Eagerness()
     middleware = app.middleware
     moving = FrozenClock() if eager and clock is None else None
+    if beat and clock is None:
+        raise ConfigurationError(
+            "beat=True sends what a frozen clock comes to; write app.testing(clock=FrozenClock(), ...)"
+        )
     with app.on_broker("memory://", clock=clock or moving) as broker, ExitStack() as stack:
         assert isinstance(broker, LocalBroker)
         broker.clock = app.clock
@@ -116,4 +155,4 @@ def testing(
                 worker = Worker(app, concurrency=concurrency, topics=topics)
             stack.callback(worker.stop, grace=5.0)
             worker.start()
-        yield TestingSession(broker, worker, recorder, clock)
+        yield TestingSession(broker, worker, recorder, clock, Ticks(app) if beat else None)

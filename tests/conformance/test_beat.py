@@ -51,8 +51,12 @@ class Hands:
 @contextmanager
 def office(app: PulsarTasks, clock: Hands) -> Iterator[Term]:
     """What a leader does, round by round."""
-    with closing(Leadership.take(app)) as leadership, closing(Term(app, leadership, clock)) as term:
-        yield term
+    ticking, app.clock = app.clock, clock
+    try:
+        with closing(Leadership.take(app)) as leadership, closing(Term(app, leadership)) as term:
+            yield term
+    finally:
+        app.clock = ticking
 
 
 @contextmanager

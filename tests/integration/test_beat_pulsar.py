@@ -15,7 +15,6 @@ import pytest
 from pulsartasks import PulsarTasks
 from pulsartasks.beat.leadership import Leadership, Seen, Sending, log_topic, read_newest
 from pulsartasks.beat.term import HOLD, Term
-from pulsartasks.clock import SystemClock
 from tests.conformance import schedules
 from tests.conformance.processes import WorkerProcess
 from tests.conformance.schedules import Ticks, watching
@@ -124,12 +123,12 @@ def test_where_the_broker_deduplicates_a_tick_in_doubt_is_sent_at_once_and_store
     topic = app.tasks["often"].topics.calls
     pulsar_server.admin("POST", f"{topic.replace('://', '/')}/deduplicationEnabled", True)
     wait_until(lambda: app.broker.deduplicates(topic), "the policy is not in force")
-    now = int(SystemClock().now()) * 1000
+    now = int(app.clock.now()) * 1000
     schedule = str(app.scheduled["often"].schedule)
     for _ in range(3):  # leaders that were killed after they had sent it
         with closing(Leadership.take(app)) as leadership:
             leadership.write({"often": Seen(now - 1000, schedule)}, {"often": Sending([now], now)})
-        with closing(Leadership.take(app)) as leadership, closing(Term(app, leadership, SystemClock())) as term:
+        with closing(Leadership.take(app)) as leadership, closing(Term(app, leadership)) as term:
             term.round()
             assert not read_newest(app).sending
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from pulsartasks import (
     MessageTooLargeError,
     PulsarTasks,
     TaskContext,
+    crontab,
 )
 
 
@@ -291,3 +293,35 @@ def test_what_could_not_be_sent_was_not_published() -> None:
             note.delay("x" * 6_000_000)
 
         assert session.published() == []
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_schedule_is_sent_at_its_instants_when_the_clock_comes_to_them(eager: bool) -> None:
+    app = PulsarTasks("shop")
+    ran: list[tuple[str, float]] = []
+
+    @app.task
+    def purge(what: str) -> None:
+        ran.append((what, app.clock.now()))
+
+    night = datetime(2026, 3, 28, 12, tzinfo=timezone.utc)  # before the one in which clocks go forward
+    app.schedule("nightly", crontab("30 2 * * *", tz="Europe/Berlin"), purge.s("orders"))
+    app.schedule("daily", 86_400, purge.s("carts"))
+    with app.testing(clock=FrozenClock(night), eager=eager, beat=True) as running:
+        running.advance(timedelta(days=2))
+        running.assert_published(purge, "orders")
+
+    day = night.replace(day=29, hour=0).timestamp()
+    assert ran == [
+        ("carts", day),
+        ("orders", day + 3600),
+        ("carts", day + 86_400),
+        ("orders", day + 86_400 + 1800),
+    ]
+
+
+def test_schedule_without_a_frozen_clock_is_refused() -> None:
+    testing = PulsarTasks("shop").testing(beat=True)
+
+    with pytest.raises(ConfigurationError, match="beat=True sends what a frozen clock comes to"), testing:
+        pass
