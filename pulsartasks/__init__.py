@@ -1,6 +1,7 @@
 """Tasks on Apache Pulsar: a decorator maps a function onto a topic and a subscription."""
 
 from pulsartasks.app import PulsarTasks
+from pulsartasks.canvas import Canvas, chain, chord, group
 from pulsartasks.claims import ClaimCheck
 from pulsartasks.clock import FrozenClock
 from pulsartasks.context import TaskContext
@@ -11,6 +12,7 @@ from pulsartasks.errors import (
     BrokerUnavailableError,
     CallError,
     CapabilityError,
+    ChordError,
     ClosedError,
     ConfigurationError,
     IncompatibleSchemaError,
@@ -35,7 +37,8 @@ from pulsartasks.errors import (
     WorkerCrashedError,
 )
 from pulsartasks.message import DeadLetter, Request
-from pulsartasks.result import AsyncResult
+from pulsartasks.result import AsyncResult, GroupResult
+from pulsartasks.results.base import Failure
 from pulsartasks.schedule import Schedule, crontab, every
 from pulsartasks.shared import shared_task
 from pulsartasks.signature import Signature
@@ -50,12 +53,16 @@ __all__ = [
     "BrokerError",
     "BrokerUnavailableError",
     "CallError",
+    "Canvas",
     "CapabilityError",
+    "ChordError",
     "ClaimCheck",
     "ClosedError",
     "ConfigurationError",
     "DeadLetter",
+    "Failure",
     "FrozenClock",
+    "GroupResult",
     "IncompatibleSchemaError",
     "InvalidArgumentsError",
     "MaxRetriesExceededError",
@@ -84,7 +91,10 @@ __all__ = [
     "UnknownTaskError",
     "UnreadableMessageError",
     "WorkerCrashedError",
+    "chain",
+    "chord",
     "crontab",
     "every",
+    "group",
     "shared_task",
 ]

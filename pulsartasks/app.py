@@ -36,7 +36,7 @@ from pulsartasks.shared import SharedTask
 from pulsartasks.signals import Signals
 from pulsartasks.task import BindingDecorator, Decorator, Task
 from pulsartasks.topic import Topic
-from pulsartasks.topics import DEAD_LETTERS, DEFAULT_NAMESPACE, KEEPER, check_namespace, qualify, short_name
+from pulsartasks.topics import COUNTER, DEAD_LETTERS, DEFAULT_NAMESPACE, KEEPER, check_namespace, qualify, short_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -273,6 +273,12 @@ class PulsarTasks:
         """The topic of the notices by which workers know what was revoked."""
         return self.qualify(f"{self.name}.revocations")
 
+    @property
+    def chords(self) -> str:
+        """The topic on which the parts of its chords say how they ended."""
+        # A hyphen, since no task's own topic has one by default.
+        return self.qualify(f"{self.name}.chord-parts")
+
     def revoke(self, task_id: str, *, terminate: bool = False, eta: datetime | None = None) -> None:
         """Have the task of this id not run: neither a call that waits or is delayed, nor any further attempt.
 
@@ -397,6 +403,7 @@ class PulsarTasks:
         """The subscriptions of every topic that tasks and definitions of this app make known."""
         subscriptions: dict[str, set[str]] = defaultdict(set)
         subscriptions[self.revocations].add(KEEPER)
+        subscriptions[self.chords].add(COUNTER)
         for topic in self._topics.values():
             subscriptions[topic.full_name].update(topic.subscriptions)
         for task in self._tasks.values():

@@ -11,7 +11,15 @@ from typing import Any, NoReturn
 
 import structlog
 
-from pulsartasks.errors import ConfigurationError, MaxRetriesExceededError, Retry, UnacknowledgedError
+from pulsartasks.canvas import Canvas
+from pulsartasks.errors import (
+    ConfigurationError,
+    InvalidArgumentsError,
+    MaxRetriesExceededError,
+    Replace,
+    Retry,
+    UnacknowledgedError,
+)
 from pulsartasks.message import Request
 from pulsartasks.retry import RetryPolicy
 
@@ -87,6 +95,20 @@ class TaskContext:
         if countdown is not None and not math.isfinite(countdown):
             raise ValueError(f"retry(countdown={countdown}) has no end; give seconds")
         raise Retry(policy.delay(self.retries, random.random) if countdown is None else countdown, exc)
+
+    def replace(self, canvas: Canvas[Any]) -> NoReturn:
+        """End here and have `canvas` run in place of this task: its last call has this task's id and gives its result,
+        and what was to follow the task follows that.
+
+        Where the message is delivered again after a crash, the task runs again and replaces itself anew.
+
+        Raises:
+            Replace: always. Write ``raise self.replace(...)`` so that readers and type checkers see the end.
+            InvalidArgumentsError: it is no canvas.
+        """
+        if not isinstance(canvas, Canvas):
+            raise InvalidArgumentsError(f"replace() takes a call like task.s(2, 3), or any canvas, not {canvas!r}")
+        raise Replace(canvas)
 
 
 class Acknowledgement:

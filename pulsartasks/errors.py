@@ -23,17 +23,20 @@ PulsarTasksError
 ├── TimeLimitExceeded           (also a TimeoutError) a task's process was killed by its hard time limit
 ├── UnacknowledgedError         a task with ack="manual" ended without self.ack()
 ├── TaskError                   a task failed elsewhere with an exception that cannot be rebuilt here
+├── ChordError                  a part of a chord failed, so what was to follow its parts was not run
 ├── TaskRevokedError            a task was not run, or not to its end: it was revoked or had expired
 ├── SoftTimeLimitExceeded       raised inside a task that runs longer than its ``soft_time_limit``
 └── MaxRetriesExceededError
 
 ``Retry`` and ``Reject`` are verbs, not failures: a task raises them to say what is to become of its message.
+``Replace`` is raised by ``self.replace()``: the task's result is to be that of other calls.
 ``Terminate`` is what ``revoke(terminate=True)`` raises inside a running one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 class PulsarTasksError(Exception):
@@ -131,6 +134,10 @@ class TaskError(PulsarTasksError):
     """A task failed with an exception whose type cannot be rebuilt here; the text names it."""
 
 
+class ChordError(PulsarTasksError):
+    """A part of a chord failed or never ended; the text names it and its error. What was to follow was not run."""
+
+
 class UnacknowledgedError(PulsarTasksError):
     """A task with ``ack="manual"`` returned without ``self.ack()``, or called it when it had ended."""
 
@@ -165,6 +172,14 @@ class Reject(Exception):  # noqa: N818 - control flow is a bare verb
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Replace(Exception):  # noqa: N818 - control flow is a bare verb
+    """Have `canvas` run in place of this task, whose result is to be that of its last call: ``self.replace()``."""
+
+    def __init__(self, canvas: Any) -> None:
+        super().__init__(f"replaced by {canvas!r}")
+        self.canvas = canvas
 
 
 class Terminate(BaseException):

@@ -29,6 +29,10 @@ EXPIRES = "pt-expires"
 """Milliseconds since the epoch from which on no attempt is begun."""
 TICK = "pt-tick"
 """Which entry of a schedule sent the message, and for which instant: ``nightly@1688062274000``."""
+CANVAS = "pt-canvas"
+"""``1`` in a call that something comes after, which its value tells under ``then``."""
+SINGLE = "pt-single"
+"""``1`` in a call that may have been sent twice under its id: of its messages the first one runs, and no other."""
 RESERVED_PREFIX = "pt-"
 
 ATTEMPT = "RECONSUMETIMES"
@@ -59,7 +63,7 @@ CUT = "pt-cut"
 
 _DEATH = (REASON, EXCEPTION_TYPE, EXCEPTION_MESSAGE, TRACEBACK, ATTEMPTS, WORKER, FAILED_AT, PUBLISHED_AT, CUT)
 _RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, OLD_ORIGIN_MESSAGE_ID, ETA, EXPIRES)
-OURS = frozenset((TASK, TASK_ID, REPLY_TO, CLAIM, TICK, *_DEATH, *_RETRY))
+OURS = frozenset((TASK, TASK_ID, REPLY_TO, CLAIM, TICK, CANVAS, SINGLE, *_DEATH, *_RETRY))
 """All headers that are not the caller's own."""
 
 
@@ -147,10 +151,12 @@ class Request(msgspec.Struct, frozen=True):  # a Struct, since one is made for e
 def without_death(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers of a message that is to live again: neither retries, nor an old expiry, nor the story of its end.
 
+    It is a message of its own, so it is not kept from running by its first one either (`SINGLE`).
+
     >>> without_death({"pt-task": "add", "RECONSUMETIMES": "3", "pt-reason": "failed", "colour": "red"})
     {'pt-task': 'add', 'colour': 'red'}
     """
-    return {name: value for name, value in headers.items() if name not in _DEATH and name not in _RETRY}
+    return {name: value for name, value in headers.items() if name not in (*_DEATH, *_RETRY, SINGLE)}
 
 
 def without_retries(headers: Mapping[str, str]) -> dict[str, str]:

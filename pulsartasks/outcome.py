@@ -46,4 +46,11 @@ class Revoked:
     reason: Revocation
 
 
-Outcome: TypeAlias = "Succeeded | Retried | Died | Skipped | Revoked"
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """The task's place is taken by `canvas`, whose last call gives its result."""
+
+    canvas: Any
+
+
+Outcome: TypeAlias = "Succeeded | Retried | Died | Skipped | Revoked | Replaced"

@@ -94,6 +94,20 @@ class Publishing:
             return ""
         return confirmed(*self._publish_many([publication]))
 
+    def send_all(self, publications: Sequence[Publication]) -> None:
+        """Send now, all in one round trip; those of a block leave with it.
+
+        Raises:
+            UnconfirmedError: some of several were not confirmed; the others stay sent.
+            PulsarTasksError: the only one was not.
+        """
+        block = self._block.get()
+        left = [each for each in publications if block is None or not block.add(each)]
+        if len(left) == 1:
+            confirmed(*self._publish_many(left))
+        elif left:
+            raise_for(left, self._publish_many(left))
+
     async def asend(self, publication: Publication) -> str:
         """`send` from asyncio, whose loop goes on; what its tasks send to a topic in the same turn shares a round trip.
 
@@ -157,14 +171,14 @@ class Together:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if collected := self._end(kind):
-            _raise_for(collected, self._publish_many(collected))
+            raise_for(collected, self._publish_many(collected))
 
     async def __aenter__(self) -> None:
         self.__enter__()
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         if collected := self._end(kind):
-            _raise_for(collected, await self._aside(self._publish_many, collected))
+            raise_for(collected, await self._aside(self._publish_many, collected))
 
     def _end(self, kind: object) -> Sequence[Publication]:
         """What is to be sent."""
@@ -178,7 +192,8 @@ class Together:
         return ()
 
 
-def _raise_for(publications: Sequence[Publication], outcomes: Sequence[str | PulsarTasksError]) -> None:
+def raise_for(publications: Sequence[Publication], outcomes: Sequence[str | PulsarTasksError]) -> None:
+    """Raise an `UnconfirmedError` that names what was not confirmed, if anything was not."""
     failures = {
         _name(publication, place): outcome
         for place, (publication, outcome) in enumerate(zip(publications, outcomes, strict=True))

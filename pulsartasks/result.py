@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+import asyncio
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from pulsartasks.errors import InvalidArgumentsError, PulsarTasksError, ResultTimeoutError, UnreadableMessageError
 from pulsartasks.publishing import Block
 from pulsartasks.results.base import Result, ResultStore, State
 from pulsartasks.serializers import PayloadCodec
 
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
 class Revoke(Protocol):
@@ -18,14 +20,14 @@ class Revoke(Protocol):
     def __call__(self, *, terminate: bool = False) -> None: ...
 
 
-class AsyncResult(Generic[R]):
+class AsyncResult(Generic[R_co]):
     """One call that was sent, known by its id."""
 
     def __init__(
         self,
         task_id: str,
         store: ResultStore | None,
-        codec: PayloadCodec[R],
+        codec: PayloadCodec[R_co],
         *,
         task: str,
         revoke: Revoke,
@@ -40,10 +42,14 @@ class AsyncResult(Generic[R]):
         self._result: Result | None = None
         self.block: Block | None = None
         """Of what it leaves with, if it was called in a block of ``app.publishing()``."""
+        self.parent: AsyncResult[Any] | GroupResult[Any] | None = None
+        """Of the call before it in its canvas; known to whoever sent that."""
+        self.children: list[AsyncResult[Any] | GroupResult[Any]] = []
+        """Of what is called with its result; the same."""
         self.durable = True
         """Whether the call waits for a worker; else nobody may ever answer."""
 
-    def get(self, timeout: float | None = None) -> R:
+    def get(self, timeout: float | None = None) -> R_co:
         """The task's return value, as soon as the worker pushes it; nothing is polled.
 
         Args:
@@ -63,7 +69,7 @@ class AsyncResult(Generic[R]):
             self._result = self._kept_results().wait(self.id, timeout, pushed=self._sent_here)
         return self._value(timeout)
 
-    async def aget(self, timeout: float | None = None) -> R:
+    async def aget(self, timeout: float | None = None) -> R_co:
         """`get` from asyncio, whose loop goes on; however many wait, none has a thread of its own for a call that was
         made in this process. Whoever is cancelled may ask again.
         """
@@ -78,7 +84,7 @@ class AsyncResult(Generic[R]):
         if self.block is not None and self.block.unsent:
             raise PulsarTasksError(f"no result of {self.task}[{self.id}]: {self.block.unsent}")
 
-    def _value(self, timeout: float | None) -> R:
+    def _value(self, timeout: float | None) -> R_co:
         if self._result is None:
             raise ResultTimeoutError(
                 f"no result of {self.task}[{self.id}] within {timeout:g} s; it may still be waiting or running. "
@@ -121,6 +127,25 @@ class AsyncResult(Generic[R]):
             return None
         return result.error.traceback
 
+    @property
+    def seen(self) -> bool:
+        """Whether its result is known here."""
+        return self._result is not None
+
+    def see(self, result: Result) -> None:
+        """Take its result, which somebody has waited for."""
+        self._result = result
+
+    def results_of(self, task_ids: Collection[str], timeout: float | None) -> Iterator[Result]:
+        """The results of calls that have its `source`, as they arrive; raises as `get`."""
+        self._check(timeout)
+        return self._kept_results().each(task_ids, timeout, pushed=self._sent_here)
+
+    @property
+    def source(self) -> object:
+        """Where its result comes from; what compares equal can be waited for together."""
+        return self._store, self._sent_here, self.durable, "" if self.block is None else self.block.unsent
+
     def _look(self) -> Result | None:
         if self._result is None:
             self._result = self._kept_results().find(self.id)
@@ -135,3 +160,110 @@ class AsyncResult(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<AsyncResult {self.task}[{self.id}]>"
+
+
+class GroupResult(Generic[R_co]):
+    """The calls of a group that was sent, in the group's order; it has no id of its own."""
+
+    def __init__(
+        self,
+        results: Sequence[AsyncResult[R_co]],
+        *,
+        parent: AsyncResult[Any] | GroupResult[Any] | None = None,
+    ) -> None:
+        self.results = tuple(results)
+        self.parent = parent
+        """Of the call before it in its canvas."""
+
+    def get(self, timeout: float | None = None) -> list[R_co]:
+        """The return values of all, in the group's order, as soon as they are there; `join` is the same.
+
+        Args:
+            timeout: seconds for all of them together; None waits without end.
+
+        Raises:
+            ResultTimeoutError: they were not all there within `timeout`.
+            Exception: as `AsyncResult.get`, of the first that turns out to have failed; others may still run.
+        """
+        for call in self.as_completed(timeout):
+            if not call.successful():
+                call.get()
+        return [result.get() for result in self.results]
+
+    join = get
+
+    async def aget(self, timeout: float | None = None) -> list[R_co]:
+        """`get` from asyncio, whose loop goes on; it takes one thread for the group."""
+        return await asyncio.to_thread(self.get, timeout)
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[AsyncResult[Any]]:
+        """Its calls one by one as they end, well or not; of a group within it the calls of that.
+
+        Raises:
+            ResultTimeoutError: not all had ended after `timeout` seconds (None waits without end).
+            PulsarTasksError: as `AsyncResult.get`, if there can be no result.
+        """
+        left: dict[str, AsyncResult[Any]] = {}
+        for call in self.calls():
+            if call.seen:
+                yield call
+            else:
+                left[call.id] = call
+        while left:
+            first = next(iter(left.values()))
+            alike = [id_ for id_, call in left.items() if call.source == first.source]
+            for result in first.results_of(alike, timeout):
+                call = left.pop(result.id)
+                call.see(result)
+                yield call
+            if late := [left[id_] for id_ in alike if id_ in left]:
+                raise ResultTimeoutError(f"{len(late)} of {len(self.calls())} calls have not ended, {late[0]!r} first")
+
+    def calls(self) -> Sequence[AsyncResult[Any]]:
+        """Its calls, and those of groups within it."""
+        results: Sequence[Any] = self.results
+        return [
+            call for result in results for call in (result.calls() if isinstance(result, GroupResult) else (result,))
+        ]
+
+    def ready(self) -> bool:
+        """Whether all have ended, well or not."""
+        return all(result.ready() for result in self.results)
+
+    def waiting(self) -> bool:
+        """Whether any has not ended."""
+        return not self.ready()
+
+    def successful(self) -> bool:
+        """Whether all have ended well."""
+        return all(result.successful() for result in self.results)
+
+    def failed(self) -> bool:
+        """Whether any has failed."""
+        return any(result.failed() for result in self.results)
+
+    def completed_count(self) -> int:
+        """How many have ended well."""
+        return sum(call.successful() for call in self.calls())
+
+    def revoke(self, *, terminate: bool = False) -> None:
+        """Have none of them run; see `PulsarTasks.revoke`."""
+        for result in self.results:
+            result.revoke(terminate=terminate)
+
+    @property
+    def children(self) -> Sequence[AsyncResult[R_co]]:
+        """Its calls, under Celery's name."""
+        return self.results
+
+    def __iter__(self) -> Iterator[AsyncResult[R_co]]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, index: int) -> AsyncResult[R_co]:
+        return self.results[index]
+
+    def __repr__(self) -> str:
+        return f"<GroupResult of {len(self.results)}>"

@@ -113,7 +113,7 @@ class CallCodec:
     def __init__(
         self, function: Callable[..., Any], *, skip_first: bool = False, injected: Collection[str] = ()
     ) -> None:
-        self._name = getattr(function, "__name__", "task")
+        self.name = getattr(function, "__name__", "task")
         hints = type_hints(function)
         parameters = list(inspect.signature(function).parameters.values())[1 if skip_first else 0 :]
         travelling = [p for p in parameters if p.name not in injected]
@@ -135,7 +135,7 @@ class CallCodec:
             ConfigurationError: the function takes none, or needs more than one.
         """
         if not self._positional or len(self._required - {self._positional[0]}):
-            raise ConfigurationError(f"{self._name}() handles an event, so it takes exactly one argument: its payload")
+            raise ConfigurationError(f"{self.name}() handles an event, so it takes exactly one argument: its payload")
         return self._codecs[self._positional[0]]
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
@@ -144,11 +144,22 @@ class CallCodec:
         Raises:
             InvalidArgumentsError: the arguments do not fit the function, or are not data.
         """
-        value = encode({"args": args, "kwargs": kwargs}, what=f"a call of {self._name}()")
+        value = encode({"args": args, "kwargs": kwargs}, what=f"a call of {self.name}()")
         try:
             self.decode(value)
         except UnreadableMessageError as error:
             raise InvalidArgumentsError(str(error)) from error
+        return value
+
+    def encode_partial(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+        """`encode` of a call whose first argument is not known yet, and left out."""
+        value = encode({"args": args, "kwargs": kwargs}, what=f"a call of {self.name}()")
+        call = _decode_call(value)
+        try:
+            self._check_arity(len(args) + 1, call.kwargs)
+            self._convert(call.args, call.kwargs, first=1)
+        except UnreadableMessageError as error:
+            raise InvalidArgumentsError(f"{error}, with the result of what comes before it") from error
         return value
 
     def decode(self, value: bytes) -> tuple[list[Any], dict[str, Any]]:
@@ -164,6 +175,7 @@ class CallCodec:
             call = _decode_call(value)
         except UNREADABLE as error:
             raise UnreadableMessageError(f"not a call: {error}") from error
+        self._check_arity(len(call.args), call.kwargs)
         return self._convert(call.args, call.kwargs)
 
     def _exact_decoder(self, kinds: Sequence[Any]) -> Callable[[bytes], Any] | None:
@@ -176,19 +188,28 @@ class CallCodec:
         except TypeError:  # pydantic reads one of them
             return None
 
+    def positional(self, args: list[msgspec.Raw]) -> list[Any]:
+        """The values of a call's positional arguments, if it has no others; raises as `decode`."""
+        self._check_arity(len(args), {})
+        return self._convert(args, {})[0]
+
     def decode_keywords(self, value: bytes) -> tuple[list[Any], dict[str, Any]]:
         """The arguments in a message that another language wrote: the bare keyword arguments."""
         try:
             keywords = _decode_keywords(value)
         except UNREADABLE as error:
             raise UnreadableMessageError(f"not keyword arguments: {error}") from error
+        self._check_arity(0, keywords)
         return self._convert([], keywords)
 
-    def _convert(self, args: list[msgspec.Raw], kwargs: dict[str, msgspec.Raw]) -> tuple[list[Any], dict[str, Any]]:
-        self._check_arity(len(args), kwargs)
-        names = self._positional if len(args) <= len(self._positional) else self._padded(len(args))
+    def _convert(
+        self, args: list[msgspec.Raw], kwargs: dict[str, msgspec.Raw], *, first: int = 0
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The values of arguments whose number and names fit, from the parameter at `first` on."""
+        count = first + len(args)
+        names = self._positional if count <= len(self._positional) else self._padded(count)
         return (
-            [self._convert_one(name, raw) for name, raw in zip(names, args)],  # noqa: B905 - names may be more than args
+            [self._convert_one(name, raw) for name, raw in zip(names[first:], args)],  # noqa: B905 - more names than args
             {
                 name: self._convert_one(name if name in self._keywords else self._rest_keywords, raw)
                 for name, raw in kwargs.items()
@@ -204,7 +225,7 @@ class CallCodec:
         try:
             return self._codecs[name].decode(raw)
         except UnreadableMessageError as error:
-            raise UnreadableMessageError(f"{self._name}() argument {name!r}: {error}") from error
+            raise UnreadableMessageError(f"{self.name}() argument {name!r}: {error}") from error
 
     def _check_arity(self, positional: int, kwargs: Mapping[str, Any]) -> None:
         if positional > len(self._positional) and self._rest is None:
@@ -220,7 +241,29 @@ class CallCodec:
             self._refuse(f"misses the argument {missing}")
 
     def _refuse(self, what: str) -> None:
-        raise UnreadableMessageError(f"{self._name}() {what}")
+        raise UnreadableMessageError(f"{self.name}() {what}")
+
+
+class _EachCall(msgspec.Struct):
+    args: tuple[list[list[msgspec.Raw]]]
+
+
+_decode_each = msgspec.json.Decoder(_EachCall).decode
+
+
+class EachCodec(CallCodec):
+    """The arguments of many calls of one function, as the one argument of a call: the list of their positional ones."""
+
+    def __init__(self, one: CallCodec) -> None:
+        self._one = one
+        self.name = one.name
+
+    def decode(self, value: bytes) -> tuple[list[Any], dict[str, Any]]:
+        try:
+            [items] = _decode_each(value).args
+        except UNREADABLE as error:
+            raise UnreadableMessageError(f"not a list of calls: {error}") from error
+        return [[self._one.positional(item) for item in items]], {}
 
 
 def is_data(kind: Any) -> bool:

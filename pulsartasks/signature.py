@@ -1,27 +1,24 @@
-"""A call that is not sent yet: what `task.s(...)` and `topic.s(...)` give, e.g. for an outbox."""
+"""A call that is not sent yet: what `task.s(...)` and `topic.s(...)` give, for a canvas or an outbox."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypeVar
 
+import msgspec
+from typing_extensions import Self, Unpack
+
+from pulsartasks.canvas import CallKeywords, Canvas, Draft, Host, Links, Place, Plan, as_links
 from pulsartasks.errors import ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import LATEST_ETA, LONGEST_ID, RESERVED_PREFIX, Publication
 from pulsartasks.options import check_names
+from pulsartasks.result import AsyncResult
+from pulsartasks.steps import Step
 
-
-class CallKeywords(TypedDict, total=False):
-    """The options of one call for type checkers; `CallOptions` documents them."""
-
-    countdown: float | timedelta | None
-    eta: datetime | None
-    key: str | None
-    task_id: str | None
-    headers: Mapping[str, str]
-    expires: float | timedelta | datetime | None
+R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +38,10 @@ class CallOptions:
     expires: float | timedelta | datetime | None = None
     """Seconds from now, or an instant that knows its time zone, after which no attempt is begun; instead of the task's
     own. It is the same for retries, and a countdown does not add to it."""
+    link: Links = ()
+    """What is called with its result: ``other.s(...)`` or any canvas, or several of them."""
+    link_error: Links = ()
+    """What is called with a `Failure` if it fails, before the arguments of its own."""
 
     def changed(self, options: CallKeywords) -> CallOptions:
         """These options, with those in `options` instead.
@@ -52,6 +53,9 @@ class CallOptions:
             check_names(options, {field.name for field in fields(self)}, what="a call")
         except ConfigurationError as error:
             raise InvalidArgumentsError(str(error)) from error
+        for name in ("link", "link_error"):
+            if name in options:
+                options = {**options, name: as_links(options[name])}  # type: ignore[misc]
         return replace(self, **options)
 
     def check(self) -> None:
@@ -99,6 +103,9 @@ class CallOptions:
         return _instant(self.expires, now)
 
 
+DEFAULTS = CallOptions()
+
+
 def _instant(when: float | timedelta | datetime | None, now: float) -> float | None:
     if when is None or isinstance(when, datetime):
         return None if when is None else when.timestamp()
@@ -127,16 +134,30 @@ class Target(Protocol):
     """What can be called or published to."""
 
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication: ...
+    def hosts(self) -> Iterator[Host]: ...
+    def step(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions, draft: Draft, *, preceded: bool
+    ) -> tuple[Step, AsyncResult[Any]]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """A task or topic together with what to send it."""
+class Signature(Canvas[AsyncResult[R_co]]):
+    """A task or topic together with what to send it; ``R_co`` is what the task returns."""
 
-    target: Target
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    options: CallOptions = field(default_factory=CallOptions)
+    def __init__(
+        self,
+        target: Target,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        options: CallOptions = DEFAULTS,
+        *,
+        immutable: bool = False,
+    ) -> None:
+        self.target = target
+        self.args = args
+        self.kwargs = dict(kwargs or {})
+        self.options = options
+        self.immutable = immutable
+        """It keeps its arguments, whatever comes before it."""
 
     def publication(self) -> Publication:
         """The message that this call is, with a fresh id each time.
@@ -145,3 +166,65 @@ class Signature:
             InvalidArgumentsError: the arguments do not fit.
         """
         return self.target.compose(self.args, self.kwargs, self.options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R_co:
+        """Call the task's function here and now, as `Task` does."""
+        function: Any = self.target
+        result: R_co = function(*args, *self.args, **{**self.kwargs, **kwargs})
+        return result
+
+    def _begin(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallKeywords
+    ) -> tuple[Draft, Plan[AsyncResult[R_co]]]:
+        if self.immutable and (args or kwargs):
+            raise InvalidArgumentsError(f"{self!r} is immutable (made by si()) and takes no further arguments")
+        return super()._begin(args, kwargs, options)
+
+    def clone(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]
+    ) -> Signature[R_co]:
+        """A copy with `args` before its own, and with these kwargs and options too."""
+        return Signature(
+            self.target,
+            (*args, *self.args),
+            {**self.kwargs, **(kwargs or {})},
+            self.options.changed(options),
+            immutable=self.immutable,
+        )
+
+    def set(self, **options: Unpack[CallKeywords]) -> Self:
+        self.options = self.options.changed(options)
+        return self
+
+    @property
+    def links(self) -> Sequence[Canvas[Any]]:
+        return as_links(self.options.link)
+
+    @property
+    def errbacks(self) -> Sequence[Canvas[Any]]:
+        return as_links(self.options.link_error)
+
+    def hosts(self) -> Iterator[Host]:
+        return self.target.hosts()
+
+    def plan(self, place: Place, draft: Draft) -> Plan[AsyncResult[R_co]]:
+        args = self.args if self.immutable else (*place.args, *self.args)
+        kwargs = self.kwargs if self.immutable else {**self.kwargs, **place.kwargs}
+        options = self.options.changed(place.options)
+        options = replace(
+            options,
+            task_id=place.task_id or options.task_id,
+            link=(*as_links(options.link), *place.links),
+            link_error=(*as_links(options.link_error), *place.errbacks),
+        )
+        step, handle = self.target.step(args, kwargs, options, draft, preceded=place.preceded and not self.immutable)
+        if self.immutable:
+            step = msgspec.structs.replace(step, immutable=True)
+        handle.parent = place.parent
+        if isinstance(place.parent, AsyncResult):
+            place.parent.children.append(handle)
+        return Plan([step], handle, step.errbacks)
+
+    def __repr__(self) -> str:
+        given = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
+        return f"{getattr(self.target, 'name', self.target)}({', '.join(given)})"

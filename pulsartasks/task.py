@@ -5,24 +5,38 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
+from itertools import islice
 from typing import Any, Concatenate, Final, Generic, Protocol, overload
 
+import msgspec
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
+from pulsartasks.canvas import CallKeywords, Draft, Host, as_links, group, plan_links
 from pulsartasks.clock import Clock
 from pulsartasks.context import TaskContext
 from pulsartasks.errors import ConfigurationError, InvalidArgumentsError
-from pulsartasks.message import ETA, EXPIRES, REPLY_TO, TASK, TASK_ID, Publication, Request, milliseconds, new_task_id
+from pulsartasks.message import (
+    ETA,
+    EXPIRES,
+    REPLY_TO,
+    TASK,
+    TASK_ID,
+    Publication,
+    Request,
+    milliseconds,
+    new_task_id,
+)
 from pulsartasks.options import TaskOptions
-from pulsartasks.publishing import Block, Publishing
+from pulsartasks.publishing import Block
 from pulsartasks.result import AsyncResult
 from pulsartasks.results.base import ResultStore
-from pulsartasks.serializers import CallCodec, PayloadCodec, is_data, type_hints
-from pulsartasks.signature import CallKeywords, CallOptions, Signature, check_key
+from pulsartasks.serializers import CallCodec, EachCodec, PayloadCodec, is_data, type_hints
+from pulsartasks.signature import DEFAULTS, CallOptions, Signature, check_key
+from pulsartasks.steps import STARMAP, Step, messages
 from pulsartasks.topic import Topic
 from pulsartasks.topics import (
     call_topic,
@@ -60,7 +74,7 @@ class BindingDecorator(Protocol):
     def __call__(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
 
 
-class TaskHost(Protocol):
+class TaskHost(Host, Protocol):
     """What a task needs of its app."""
 
     name: str
@@ -70,8 +84,6 @@ class TaskHost(Protocol):
     def revoke(self, task_id: str, *, terminate: bool = False, eta: datetime | None = None) -> None: ...
     @property
     def results(self) -> ResultStore: ...
-    @property
-    def publishing(self) -> Publishing: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +133,7 @@ class Task(Generic[P, R, C]):
         self.event_topic: Topic[Any] | None = options.topic if isinstance(options.topic, Topic) else None
         self.is_async = inspect.iscoroutinefunction(function)
         self._host = host
-        self.call_options = CallOptions()
+        self.call_options = DEFAULTS
         self._check_annotations()
 
     @cached_property
@@ -161,8 +173,8 @@ class Task(Generic[P, R, C]):
     def apply_async(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]
     ) -> AsyncResult[R]:
-        """Like `delay`, with options for this call as in Celery: countdown, eta, expires, key, task_id, headers (see
-        `CallOptions`).
+        """Like `delay`, with options for this call as in Celery: countdown, eta, expires, key, task_id, headers, link,
+        link_error (see `CallOptions`).
 
         ``countdown`` (seconds) and ``eta`` are held by the broker and never early.
         """
@@ -170,6 +182,8 @@ class Task(Generic[P, R, C]):
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """`delay` from asyncio, whose loop goes on. Whoever is cancelled does not know whether it was sent."""
+        if self.call_options.link or self.call_options.link_error:
+            return await Signature(self, args, kwargs, self.call_options).adelay()
         publication = self.compose(args, kwargs, self.call_options)
         return self._sent(publication, await self._host.publishing.asend(publication))
 
@@ -182,22 +196,65 @@ class Task(Generic[P, R, C]):
         other.call_options = self.call_options.changed(options)
         return other
 
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature:
-        """The call as a value, to be sent later."""
+    def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
+        """The call as a value: to be sent later, or as a step of a canvas, which gives it its first argument."""
         return Signature(self, args, kwargs, self.call_options)
+
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+        """The same with arguments that stay as they are, whatever comes before it in a canvas."""
+        return Signature(self, args, kwargs, self.call_options, immutable=True)
+
+    def signature(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        immutable: bool = False,
+        **options: Unpack[CallKeywords],
+    ) -> Signature[R]:
+        """`s` or `si` with options for the call, as in Celery."""
+        return Signature(self, tuple(args), kwargs, self.call_options.changed(options), immutable=immutable)
+
+    def starmap(self, items: Iterable[Sequence[Any]]) -> Signature[list[R]]:
+        """One call that calls the task for each of `items` (its positional arguments), in one message and one after
+        the other; its result is the list of theirs.
+
+        It succeeds, fails, is retried and runs again as a whole. Nothing is put before its arguments in a canvas.
+        """
+        return Signature(self.each, (list(items),), {}, self.call_options, immutable=True)
+
+    def chunks(self, items: Iterable[Sequence[Any]], size: int) -> group[list[R]]:
+        """A group of `starmap` of at most `size` of `items` each."""
+        left = iter(items)
+        return group(self.starmap(chunk) for chunk in iter(lambda: list(islice(left, size)), []))
+
+    @cached_property
+    def each(self) -> Task[[list[Sequence[Any]]], list[R]]:
+        """The task that calls this one for each of a list of arguments; see `starmap`."""
+        _ = self.topics  # which are the same
+        other: Task[Any, Any] = copy.copy(self)
+        other.name = f"{self.name}{STARMAP}"
+        other.function = _for_each(self.function, is_async=self.is_async)
+        other.codec = EachCodec(self.codec)
+        other.result_codec = PayloadCodec(list[type_hints(self.function).get("return", Any)])  # type: ignore[misc]
+        other.options = replace(self.options, key=None)
+        other.event_topic = None
+        return other
 
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
         """The message of one call; see `delay`."""
         options.check()
         now = self._host.clock.now()
+        if options.link or options.link_error:
+            step, _ = self.step(args, kwargs, options, Draft(self._host), preceded=False)
+            [publication] = messages([step], None, now=now)
+            return publication
         due, expiry = options.due(now), options.expiry(now)
-        if due is not None and not self.options.durable:
-            raise InvalidArgumentsError(f"{self.name} has durable=False: nothing holds a call of it until it is due")
+        if due is not None:
+            self._check_storable()
         if expiry is None and self.options.expires is not None:
             expiry = now + self.options.expires
-        properties = {**options.headers, TASK: self.name, TASK_ID: options.task_id or new_task_id(now)}
-        if not self.options.ignore_result:
-            properties[REPLY_TO] = self._host.results.reply_to
+        properties = self._headers(options, now)
         if due is not None:
             properties[ETA] = milliseconds(due)
         if expiry is not None:
@@ -205,16 +262,63 @@ class Task(Generic[P, R, C]):
         return Publication(
             topic=self.topics.calls if due is None else self.topics.delayed,
             value=self.codec.encode(args, kwargs),
-            key=options.key if options.key is not None else check_key(self._key(args, kwargs), of=self.name),
+            key=self.key_of(args, kwargs) if options.key is None else options.key,
             properties=properties,
             deliver_at=due,
         )
+
+    def hosts(self) -> Iterator[Host]:
+        """Its app, for a canvas."""
+        yield self._host
+
+    def step(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions, draft: Draft, *, preceded: bool
+    ) -> tuple[Step, AsyncResult[R]]:
+        """A call of a canvas with an id of its own, and its handle; if it is `preceded`, its first argument is missing.
+
+        Raises:
+            InvalidArgumentsError: as `delay`.
+        """
+        options.check()
+        now = self._host.clock.now()
+        due = options.due(now)
+        if due is not None:
+            self._check_storable()
+        value = self.codec.encode_partial(args, kwargs) if preceded else self.codec.encode(args, kwargs)
+        call = msgspec.json.decode(value, type=_RawCall)
+        keyed = preceded and options.key is None and self._has_key
+        links, children = plan_links(as_links(options.link), draft)
+        errbacks, _ = plan_links(as_links(options.link_error), draft)
+        expires = self.options.expires if options.expires is None else options.expires
+        headers = self._headers(options, now)
+        if isinstance(expires, datetime):
+            headers[EXPIRES] = str(int(expires.timestamp() * 1000))
+        step = Step(
+            topic=self.topics.calls if due is None else self.topics.delayed,
+            headers=headers,
+            app=self._host.name,
+            args=call.args,
+            kwargs=call.kwargs,
+            key=options.key if options.key is not None or keyed else self.key_of(args, kwargs),
+            keyed=keyed,
+            countdown=_seconds(options.countdown),
+            eta=None if options.eta is None else options.eta.timestamp(),
+            expires=None if isinstance(expires, datetime) else _seconds(expires),
+            links=links,
+            errbacks=errbacks,
+        )
+        draft.add(self._host, step.topic, preceded=preceded)
+        handle = self._handle(headers[TASK_ID], sent_here=True, eta=due, block=self._host.publishing.block)
+        handle.children += children
+        return step, handle
 
     def result(self, task_id: str) -> AsyncResult[R]:
         """The handle of a call that was sent elsewhere, or earlier."""
         return self._handle(task_id, sent_here=False)
 
     def _send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> AsyncResult[R]:
+        if options.link or options.link_error:
+            return Signature(self, args, kwargs, options).apply_async()
         publication = self.compose(args, kwargs, options)
         return self._sent(publication, self._host.publishing.send(publication))
 
@@ -235,12 +339,32 @@ class Task(Generic[P, R, C]):
         call.durable = self.options.durable
         return call
 
-    def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """What order is kept by in a call with these arguments.
+
+        Raises:
+            InvalidArgumentsError: ``key=`` gave neither text nor None.
+        """
+        key = None
         if self.options.key is not None:
-            return self.options.key(*args, **kwargs)
-        if self.event_topic is not None and self.event_topic.key is not None and args:
-            return self.event_topic.key(args[0])
-        return None
+            key = self.options.key(*args, **kwargs)
+        elif self.event_topic is not None and self.event_topic.key is not None and args:
+            key = self.event_topic.key(args[0])
+        return check_key(key, of=self.name)
+
+    @property
+    def _has_key(self) -> bool:
+        return self.options.key is not None or (self.event_topic is not None and self.event_topic.key is not None)
+
+    def _headers(self, options: CallOptions, now: float) -> dict[str, str]:
+        properties = {**options.headers, TASK: self.name, TASK_ID: options.task_id or new_task_id(now)}
+        if not self.options.ignore_result:
+            properties[REPLY_TO] = self._host.results.reply_to
+        return properties
+
+    def _check_storable(self) -> None:
+        if not self.options.durable:
+            raise InvalidArgumentsError(f"{self.name} has durable=False: nothing holds a call of it until it is due")
 
     def _check_annotations(self) -> None:
         if self.event_topic is not None:
@@ -266,6 +390,29 @@ class Task(Generic[P, R, C]):
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
+
+
+def _for_each(function: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
+    """Calls `function` for each of a list; a context before it and resources behind it are handed on."""
+
+    def starmap(*args: Any, **injected: Any) -> list[Any]:
+        *context, items = args
+        return [function(*context, *each, **injected) for each in items]
+
+    async def starmap_async(*args: Any, **injected: Any) -> list[Any]:
+        *context, items = args
+        return [await function(*context, *each, **injected) for each in items]
+
+    return starmap_async if is_async else starmap
+
+
+class _RawCall(msgspec.Struct):
+    args: list[msgspec.Raw]
+    kwargs: dict[str, msgspec.Raw]
+
+
+def _seconds(duration: float | timedelta | None) -> float | None:
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration
 
 
 def _call_topic(name: str, options: TaskOptions, *, app: str) -> str | None:

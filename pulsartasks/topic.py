@@ -12,13 +12,16 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 from typing_extensions import Unpack
 
 from pulsartasks.brokers.base import Claims, Reader
+from pulsartasks.canvas import Draft, Host
 from pulsartasks.clock import Clock
 from pulsartasks.errors import ClosedError, ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import ETA, EXPIRES, Publication, milliseconds
 from pulsartasks.publishing import Publishing
+from pulsartasks.result import AsyncResult
 from pulsartasks.schemas import Schema, describe
 from pulsartasks.serializers import PayloadCodec, is_data
 from pulsartasks.signature import CallOptions, Signature, check_key
+from pulsartasks.steps import Step
 from pulsartasks.topics import DEAD_LETTERS, dead_letter_topic
 
 T = TypeVar("T")
@@ -98,8 +101,8 @@ class Topic(Generic[T]):
         """`publish` from asyncio, whose loop goes on. Whoever is cancelled does not know whether it was sent."""
         return await self._host.publishing.asend(self._event(payload, options))
 
-    def s(self, payload: T) -> Signature:
-        """The publication as a value, to be sent later."""
+    def s(self, payload: T) -> Signature[None]:
+        """The publication as a value, to be sent later by an outbox."""
         return Signature(self, (payload,))
 
     def tail(self) -> Tail[T]:
@@ -147,6 +150,8 @@ class Topic(Generic[T]):
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
         """The message of one payload; see `publish`."""
         options.check()
+        if options.link or options.link_error:
+            raise InvalidArgumentsError(f"an event of {self.name} has no result, so nothing can be linked to it")
         if len(args) != 1 or kwargs:
             raise InvalidArgumentsError(f"an event of {self.name} has exactly one payload")
         if options.task_id is not None:
@@ -171,6 +176,15 @@ class Topic(Generic[T]):
             },
             deliver_at=instants[ETA],
         )
+
+    def hosts(self) -> Iterator[Host]:
+        """None: it takes no part in a canvas."""
+        return iter(())
+
+    def step(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions, draft: Draft, *, preceded: bool
+    ) -> tuple[Step, AsyncResult[Any]]:
+        raise InvalidArgumentsError(f"an event of {self.name} has no result and is no step of a canvas; publish it")
 
     def __repr__(self) -> str:
         return f"<Topic {self.name}>"

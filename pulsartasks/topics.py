@@ -17,6 +17,8 @@ DEAD_LETTERS = "dead-letters"
 """The subscription that keeps a dead-letter topic's messages until they are replayed or purged."""
 KEEPER = "keeper"
 """The subscription that nobody reads and that so keeps a topic's messages until it is trimmed."""
+COUNTER = "counter"
+"""The subscription of whoever counts the parts of an app's chords."""
 
 _LOCAL_NAME = re.compile(r"[\w.@:+=%-]+")
 _FULL_NAME = re.compile(r"(persistent|non-persistent)://[\w.-]+/[\w.-]+/[\w.@:+=%-]+")
@@ -107,6 +109,15 @@ def volatile_topic(topic: str) -> str:
 
 def is_persistent(topic: str) -> bool:
     return topic.startswith("persistent://")
+
+
+def namespace_of(topic: str) -> str:
+    """The namespace of a topic given by its full name.
+
+    >>> namespace_of("persistent://public/default/shop.pay")
+    'public/default'
+    """
+    return topic.partition("://")[2].rpartition("/")[0]
 
 
 def short_name(topic: str) -> str:

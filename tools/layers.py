@@ -21,6 +21,7 @@ WORDS = {
     "schedule",
     "schemas",
     "serializers",
+    "steps",
     "topics",
 }
 FAMILIES = {"brokers", "middleware", "results"}
@@ -28,16 +29,16 @@ FACE = (
     "plugins",
     "signals",
     "claims",
-    "context",
     "revocation",
     "publishing",
     "result",
+    "canvas",
     "signature",
+    "context",
     "topic",
     "task",
     "shared",
     "published",
-    "canvas",
     "app",
     "__init__",
 )

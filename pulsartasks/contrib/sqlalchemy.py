@@ -35,6 +35,7 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from pulsartasks.app import PulsarTasks
+from pulsartasks.canvas import Canvas
 from pulsartasks.contrib.outbox_sequences import Deduplication
 from pulsartasks.errors import (
     AuthenticationError,
@@ -46,7 +47,6 @@ from pulsartasks.errors import (
 )
 from pulsartasks.message import TASK_ID, Publication
 from pulsartasks.retry import backoff
-from pulsartasks.signature import Signature
 
 Transaction: TypeAlias = "Session | scoped_session[Any] | sa.Connection"
 
@@ -121,18 +121,19 @@ class Outbox:
         self._turns = itertools.count()
         self._commit_order = _CommitOrder(self.table)
 
-    def add(self, session: Transaction, signature: Signature) -> str | None:
+    def add(self, session: Transaction, signature: Canvas[Any]) -> str | None:
         """Store a call or event in the transaction of `session`; it is sent if and when that commits.
 
         Args:
             session: a synchronous Session or Connection.
-            signature: ``task.s(...)`` or ``topic.s(payload)``.
+            signature: ``task.s(...)``, ``topic.s(payload)``, or a canvas that begins with one call, like a chain.
 
         Returns:
-            The task's id, for ``task.result(id)``; None for an event.
+            The (first) task's id, for ``task.result(id)``; None for an event.
 
         Raises:
-            InvalidArgumentsError: the arguments do not fit the task or topic. Nothing was stored.
+            InvalidArgumentsError: the arguments do not fit the task or topic, or it begins with several calls. Nothing
+                was stored.
         """
         publication = signature.publication()
         connection = _connection_of(session, self.table)

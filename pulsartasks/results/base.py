@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ LONGEST_TEXT = 16_384
 """Characters of a message or traceback that travel with an error, and bytes of its arguments."""
 
 
-class RemoteError(msgspec.Struct, frozen=True):
+class RemoteError(msgspec.Struct, frozen=True, omit_defaults=True):
     """An exception as data."""
 
     type: str
@@ -30,6 +31,8 @@ class RemoteError(msgspec.Struct, frozen=True):
     arguments: list[Any]
     """The exception's ``args`` if they are data, else its text."""
     traceback: str
+    part: str = ""
+    """The call that raised it, as ``task[id]``, if that is not the one whose result this is."""
 
     @classmethod
     def capture(cls, error: BaseException) -> RemoteError:
@@ -51,6 +54,12 @@ class RemoteError(msgspec.Struct, frozen=True):
 
         Nothing is imported for it: a result is data, and data must not choose what code runs.
         """
+        error = self._rebuilt()
+        if self.part and hasattr(error, "add_note"):  # from Python 3.11 on
+            error.add_note(f"raised by {self.part}, which came before")
+        return error
+
+    def _rebuilt(self) -> BaseException:
         module, _, name = self.type.partition(":")
         kind = getattr(sys.modules.get(module), name, None)
         if isinstance(kind, type) and issubclass(kind, Exception):
@@ -59,6 +68,28 @@ class RemoteError(msgspec.Struct, frozen=True):
             except Exception:  # noqa: BLE001 - any constructor may run here; the stand-in tells the same story
                 return TaskError(f"{name}: {self.message}")
         return TaskError(f"{name}: {self.message}")
+
+
+class Failure(RemoteError, frozen=True, kw_only=True):  # noqa: N818 - it is what is told of one
+    """How a call failed: what an errback gets as its first argument, before those of its own."""
+
+    id: str
+    """Of the task."""
+    task: str
+
+    @classmethod
+    def of(cls, task: str, task_id: str, error: BaseException) -> Failure:
+        return cls(id=task_id, task=task, **msgspec.structs.asdict(RemoteError.capture(error)))
+
+    @property
+    def name(self) -> str:
+        """The call as its handle is printed."""
+        return f"{self.task}[{self.id}]"
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        return f"{self.name} raised {self.type.rpartition(':')[2]}: {self.message}"
 
 
 def text_of(error: BaseException, form: Callable[[BaseException], str] = str) -> str:
@@ -142,6 +173,20 @@ class ResultStore(ABC):
 
         `pushed` says that this process made the call, so that the worker tells it; otherwise what is kept is followed.
         """
+
+    def each(self, task_ids: Collection[str], timeout: float | None, *, pushed: bool) -> Iterator[Result]:
+        """The results of several calls as they arrive, each once; ends with the last of them, or after `timeout`
+        seconds (None: without end). Here in the order of the ids, for stores that have nothing better.
+
+        `pushed` as in `wait`.
+        """
+        until = float("inf") if timeout is None else time.monotonic() + timeout
+        for task_id in task_ids:
+            left = None if timeout is None else max(0.0, until - time.monotonic())
+            result = self.wait(task_id, left, pushed=pushed)
+            if result is None:
+                return
+            yield result
 
     async def wait_async(self, task_id: str, timeout: float | None, *, pushed: bool) -> Result | None:
         """`wait` from asyncio, whose loop goes on; here on a thread, for stores that have nothing better."""

@@ -13,8 +13,10 @@ import re
 import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from uuid import uuid4
 
 import msgspec
@@ -135,6 +137,83 @@ class TopicResults(ResultStore):
         finally:
             self._inbox.forget(task_id)
 
+    def each(self, task_ids: Collection[str], timeout: float | None, *, pushed: bool) -> Iterator[Result]:
+        until = _instant(timeout)
+        if not pushed:
+            yield from self._follow_all(task_ids, until=until)
+            return
+        arrived: SimpleQueue[str] = SimpleQueue()
+        waiters = {task_id: self._inbox.expect(task_id) for task_id in task_ids}
+        tells = {task_id: partial(arrived.put, task_id) for task_id in waiters}
+        try:
+            for task_id, waiter in waiters.items():
+                waiter.listen(tells[task_id])
+            yield from self._arriving(waiters, arrived, until=until)
+        finally:
+            for task_id, waiter in waiters.items():
+                waiter.unlisten(tells[task_id])
+                self._inbox.forget(task_id)
+
+    def _arriving(self, waiters: Mapping[str, _Waiter], arrived: SimpleQueue[str], *, until: float) -> Iterator[Result]:
+        """The results of `waiters`, whose ids come by `arrived`; one look is for all that may have been missed."""
+        left = dict.fromkeys(waiters)
+        self._look_for_all([id_ for id_, waiter in waiters.items() if waiter.look], waiters, arrived)
+        while left:
+            try:
+                task_id = arrived.get(timeout=max(0.0, min(LOOK_AGAIN, until - time.monotonic())))
+            except Empty:
+                late = time.monotonic() >= until
+                if not self._look_for_all(left, waiters, arrived) and late:
+                    return
+                continue
+            waiter = waiters[task_id]
+            if waiter.claimed is not None:
+                self._look(waiter, task_id)
+            if task_id in left and waiter.result is not None:
+                del left[task_id]
+                yield waiter.result
+
+    def _look_for_all(
+        self, task_ids: Collection[str], waiters: Mapping[str, _Waiter], arrived: SimpleQueue[str]
+    ) -> bool:
+        """Have those arrive that are kept; whether any is."""
+        found = list(self._follow_all(task_ids, until=0.0)) if task_ids else []
+        for task_id in task_ids:
+            waiters[task_id].look = False
+        for result in found:
+            waiters[result.id].found(result)
+            arrived.put(result.id)
+        return bool(found)
+
+    def _follow_all(self, task_ids: Collection[str], *, until: float) -> Iterator[Result]:
+        """`_follow` of several at once: from the instant of the oldest id on."""
+        self._declare()
+        left, failed = set(task_ids), dict[str, Result]()
+        began = min((task_id_instant(task_id) or 0.0) for task_id in task_ids)
+        reader = self._broker.read(self._topic, since=max(time.time() - self._expires, began - CLOCK_SKEW))
+        try:
+            while left:
+                patience = 0.0 if failed else min(LOOK_AGAIN, max(0.0, until - time.monotonic()))
+                delivery = reader.receive(patience)
+                if delivery is not None:
+                    if (task_id := delivery.properties.get(TASK_ID, "")) not in left:
+                        continue
+                    result = self._read(delivery)
+                    if result is not None and result.state == "SUCCESS":
+                        left.discard(task_id)
+                        failed.pop(task_id, None)
+                        yield result
+                    elif result is not None:
+                        failed[task_id] = result  # it may have been replayed, so a later one counts
+                elif failed:
+                    left -= failed.keys()
+                    yield from failed.values()
+                    failed.clear()
+                elif time.monotonic() >= until:
+                    return
+        finally:
+            reader.close()
+
     def _look(self, waiter: _Waiter, task_id: str) -> None:
         """Fetch what was pushed as a claim, else look at what is kept."""
         if waiter.claimed is not None:
@@ -207,6 +286,15 @@ class _Waiter:
         self.arrived.set()
         for tell in list(self._listeners):
             tell()
+
+    def listen(self, tell: Callable[[], object]) -> None:
+        """Have `tell` called at each push, and at once if there was one."""
+        self._listeners.append(tell)
+        if self.unread or self.arrived.is_set():
+            tell()
+
+    def unlisten(self, tell: Callable[[], object]) -> None:
+        self._listeners.remove(tell)
 
     async def arrival(self, timeout: float) -> bool:
         """Wait for a push; whether there was one within `timeout` seconds."""

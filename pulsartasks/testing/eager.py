@@ -17,6 +17,7 @@ from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Publication, Request
 from pulsartasks.middleware.base import Execute, Middleware, Publish
 from pulsartasks.outcome import Outcome
+from pulsartasks.topics import COUNTER
 from pulsartasks.worker.worker import Worker
 
 LOOK_AGAIN = 0.001
@@ -87,6 +88,8 @@ class EagerWorker(Worker):
                 self.app.declare(name)
             consumer = self._broker.subscribe(Subscription(unique, subscription, prefetch=1))
             self._subscribed.append((subscription, consumer))
+        self.app.declare(self.app.chords)
+        self._reports = self._broker.subscribe(Subscription((self.app.chords,), COUNTER, mode="failover"))
         self._eagerness.run = self.run
 
     def run(self) -> None:
@@ -104,6 +107,9 @@ class EagerWorker(Worker):
             while (delivery := consumer.receive(0.0)) is not None:
                 self._execute(delivery, subscription)
                 ran = True
+        while (delivery := self._reports.receive(0.0)) is not None:
+            self._chords.take(delivery)
+            ran = True
         return ran
 
     def _execute(self, delivery: Delivery, subscription: str) -> None:

@@ -20,6 +20,7 @@ from pulsartasks.crashes import CrashStory, message_name
 from pulsartasks.errors import (
     PulsarTasksError,
     Reject,
+    Replace,
     Retry,
     TaskError,
     Terminate,
@@ -31,10 +32,11 @@ from pulsartasks.errors import (
 )
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
-from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
 from pulsartasks.retry import RetryPolicy, backoff, unknown_task_delay
 from pulsartasks.task import Task
 from pulsartasks.worker.copies import Copies
+from pulsartasks.worker.follow_up import FollowUp
 from pulsartasks.worker.guard import Guard
 from pulsartasks.worker.interrupt import Interrupts, RunningCoroutine, RunningFunction
 from pulsartasks.worker.once import Once
@@ -42,6 +44,7 @@ from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route, Run
 from pulsartasks.worker.settlement import Settler, report
 from pulsartasks.worker.signals import TaskSignals
+from pulsartasks.worker.singles import Singles
 
 _log = structlog.get_logger("pulsartasks")
 _delivery: ContextVar[Delivery] = ContextVar("delivery")
@@ -72,7 +75,9 @@ class Executor:
         self._skip_copy = wrap_execute(middleware, lambda _: Skipped("copy"))
         self._once = once
         self._copies = Copies()
-        self._settler = Settler(app, self.guard, once)
+        self._singles = Singles(app)
+        self.follow_up = FollowUp(app)
+        self._settler = Settler(app, self.guard, once, self.follow_up)
         self._loop = _LoopThread()
         self._interrupts = Interrupts(revoked)
 
@@ -114,6 +119,7 @@ class Executor:
     def stop(self) -> None:
         """Give up at once what the broker does not let be settled."""
         self._settler.stop()
+        self._singles.close()
 
     def join(self, deadline: float) -> bool:
         """Wait for what ran and is not settled yet, at most until `deadline` (monotonic seconds); whether all is."""
@@ -128,7 +134,7 @@ class Executor:
         route = self._routes[delivery.topic, subscription]
         headers = route.headers(delivery)
         name = headers.get(message.TASK) or route.task.name
-        task = route.by_name.get(name)
+        task = route.by_name.get(name) or route.starmap(name)
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         unreadable = None
@@ -169,7 +175,9 @@ class Executor:
         if run.story is not None and (outcome := _verdict(run, run.story, run.task)) is not None:
             return outcome
         attempt = self._attempt
-        if message.ATTEMPT in run.headers and self._copies.is_second(run):
+        if (message.ATTEMPT in run.headers and self._copies.is_second(run)) or (
+            message.SINGLE in run.headers and not self._singles.claim(run)
+        ):
             attempt = self._skip_copy
         elif run.task.options.once and not self._once.claim(run, lasting=run.task.options.once_for):
             attempt = self._skip_done
@@ -204,6 +212,8 @@ class Executor:
             return Revoked("terminated")
         except Retry as verb:
             return Retried(verb.cause or verb, max(0.0, verb.delay))
+        except Replace as verb:
+            return Replaced(verb.canvas)
         except Reject as verb:
             return Died(verb, "rejected")
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a task does not end its worker

@@ -24,7 +24,8 @@ import msgspec
 
 from pulsartasks.message import Request
 from pulsartasks.middleware.base import Execute, Middleware
-from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.steps import STARMAP
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names the folder; prometheus_client's, so that a task's own metrics are there as well."""
@@ -36,6 +37,7 @@ _OUTCOMES: Mapping[type[Outcome], str] = {
     Died: "died",
     Revoked: "revoked",
     Skipped: "skipped",
+    Replaced: "replaced",
 }
 
 # A task's row: how many run, how often each outcome, and for each histogram the sum and then its buckets.
@@ -73,7 +75,7 @@ class Metrics(Middleware):
         self._lock = threading.Lock()
 
     def execute(self, request: Request, call_next: Execute) -> Outcome:
-        row = self._rows[request.task]
+        row = self._rows.get(request.task) or self._rows[request.task.removesuffix(STARMAP)]
         age = time.time() - request.published_at
         with self._lock:
             row[_RUNNING] += 1

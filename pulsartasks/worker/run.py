@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -15,7 +15,11 @@ from pulsartasks.brokers.base import Delivery
 from pulsartasks.crashes import CrashStory
 from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Request
+from pulsartasks.steps import STARMAP
 from pulsartasks.task import Task
+
+Key: TypeAlias = tuple[str, str, str]
+"""Subscription, task, and the id that all copies of a message have in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +28,15 @@ class Route:
 
     task: Task[..., Any]
     """The task of a message that does not name one; also says where retries and dead letters go."""
-    by_name: Mapping[str, Task[..., Any]]
+    by_name: dict[str, Task[..., Any]]
     """The tasks a message on this topic may name."""
+
+    def starmap(self, name: str) -> Task[..., Any] | None:
+        """The task that calls another one for each of a list, by its name; made when its first message comes."""
+        one = self.by_name.get(name.removesuffix(STARMAP))
+        if one is None or not name.endswith(STARMAP):
+            return None
+        return self.by_name.setdefault(name, one.each)
 
     def headers(self, delivery: Delivery) -> Mapping[str, str]:
         """The message's headers as they concern the task.
@@ -93,3 +104,8 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
             and not self.task.options.ignore_result
             and self.headers.get(message.TASK_ID) == self.request.id
         )
+
+
+def run_key(run: Run) -> Key:
+    """What all copies of a message have in common: the executor gives them one id, the call's or the first one's."""
+    return run.request.subscription, run.request.task, run.request.id

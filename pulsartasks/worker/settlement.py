@@ -12,12 +12,14 @@ import msgspec
 import structlog
 from typing_extensions import assert_never
 
+from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.errors import CallError, PulsarTasksError, TaskRevokedError
-from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
-from pulsartasks.results.base import RemoteError, Result, State, text_of
+from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.results.base import LONGEST_TEXT, RemoteError, Result, State, text_of
 from pulsartasks.retry import backoff
 from pulsartasks.serializers import encode
+from pulsartasks.worker.follow_up import FollowUp
 from pulsartasks.worker.guard import Guard
 from pulsartasks.worker.letters import dead_letter, retry_copy
 from pulsartasks.worker.once import Once
@@ -34,10 +36,11 @@ _log = structlog.get_logger("pulsartasks")
 class Settler:
     """Settles attempts; shared by all threads of a worker process."""
 
-    def __init__(self, app: PulsarTasks, guard: Guard, once: Once) -> None:
+    def __init__(self, app: PulsarTasks, guard: Guard, once: Once, follow_up: FollowUp) -> None:
         self._app = app
         self._guard = guard
         self._once = once
+        self._follow_up = follow_up
         self._stopping = threading.Event()
         self._results = ResultThread(
             lambda packed: app.results.store(packed),  # noqa: PLW0108 - the store is opened by its first use
@@ -62,7 +65,8 @@ class Settler:
         Returns when that is done, or the message given back; but the result of a success, where no order is to be
         kept, is stored together with others while this thread goes on.
         """
-        if isinstance(outcome, Succeeded) and run.wants_result and not in_order and not run.once:
+        apart = in_order or run.once or message.CANVAS in run.headers
+        if isinstance(outcome, Succeeded) and run.wants_result and not apart:
             try:
                 packed = self._app.results.pack(_result(run, "SUCCESS", outcome.value), reply_to=run.reply_to)
             except PulsarTasksError:
@@ -108,6 +112,7 @@ class Settler:
         match outcome:
             case Succeeded(value):
                 self._keep_result(run, "SUCCESS", value)
+                self._follow(run, outcome)  # before the record, behind which it would never be sent
                 if run.once:
                     self._once.record(run)
             case Retried(_, delay):
@@ -116,12 +121,20 @@ class Settler:
                 if (topic := run.route.task.topics.dead_letter) is not None:
                     self._app.publish(dead_letter(run, topic, outcome, now=self._app.clock.now()))
                 self._keep_result(run, "FAILURE", error=error)
+                self._follow(run, outcome)
             case Revoked(reason):
                 self._keep_result(run, "REVOKED", error=TaskRevokedError(reason))
+                self._follow(run, outcome)
+            case Replaced(canvas):
+                self._follow_up.replace(run, canvas)
             case Skipped():
                 pass
             case _:
                 assert_never(outcome)
+
+    def _follow(self, run: Run, outcome: Outcome) -> None:
+        if message.CANVAS in run.headers:
+            self._follow_up.follow(run, outcome)
 
     def _keep_result(self, run: Run, state: State, value: object = None, *, error: BaseException | None = None) -> None:
         if run.wants_result:
@@ -160,6 +173,8 @@ def report(run: Run, outcome: Outcome) -> None:
                 error=text_of(error, repr),
                 exc_info=error if reason == "failed" else None,
             )
+        case Replaced(canvas):
+            _log.info("message.replaced", by=repr(canvas)[:LONGEST_TEXT])
         case Skipped(reason):
             _log.info("message.skipped", reason=reason)
         case Revoked(reason):

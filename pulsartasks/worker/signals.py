@@ -9,7 +9,7 @@ from typing_extensions import assert_never
 from pulsartasks.app import PulsarTasks
 from pulsartasks.message import Request
 from pulsartasks.middleware.base import Execute
-from pulsartasks.outcome import Died, Outcome, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
 from pulsartasks.worker.run import Run
 
 _STATES: dict[type, str] = {
@@ -18,6 +18,7 @@ _STATES: dict[type, str] = {
     Died: "FAILURE",
     Revoked: "REVOKED",
     Skipped: "IGNORED",
+    Replaced: "IGNORED",
 }
 """Celery's names."""
 
@@ -95,7 +96,7 @@ class TaskSignals:
                 signals.task_revoked.send(
                     run.task, request=request, terminated=reason == "terminated", expired=reason == "expired"
                 )
-            case Skipped():
+            case Skipped() | Replaced():
                 pass
             case _:
                 assert_never(outcome)

@@ -19,6 +19,7 @@ from pulsartasks.middleware.base import Middleware
 from pulsartasks.options import ORDERED, Mode, Start
 from pulsartasks.task import Task
 from pulsartasks.topics import durable_topic, is_persistent, short_name
+from pulsartasks.worker.chords import Chords
 from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
 from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.once import Once
@@ -77,6 +78,7 @@ class Worker:
         self._executor = Executor(
             app, _routes(self._tasks), self._resources, layers, once=self._once, revoked=self.revoked
         )
+        self._chords = Chords(app, self._executor.follow_up)
         self._revocations = Revocations(app, self.revoked, self._executor.terminate)
         self._consumers = self._make_consumers(concurrency)
         self._stopped = threading.Event()
@@ -89,11 +91,11 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether every subscription is being consumed, or stood by for."""
-        return all(consumer.ready for consumer in self._consumers)
+        return all(consumer.ready for consumer in (*self._consumers, self._chords))
 
     def asleep(self) -> tuple[int, float | None]:
         """How many messages in its hands wait for an instant to come, e.g. for a retry, and the first such instant."""
-        asleep = [consumer.asleep() for consumer in self._consumers]
+        asleep = [consumer.asleep() for consumer in (*self._consumers, self._chords)]
         return sum(count for count, _ in asleep), min((due for _, due in asleep if due is not None), default=None)
 
     def start(
@@ -126,15 +128,16 @@ class Worker:
             return True
         self._stopped.set()
         self.app.signals.worker_shutting_down.send(self)
-        for consumer in self._consumers:
+        consumers = (*self._consumers, self._chords)
+        for consumer in consumers:
             consumer.stop()
         self._executor.guard.stop()
         self._revocations.close()
         deadline = time.monotonic() + grace
-        finished = all(consumer.join(deadline) for consumer in self._consumers) and self._executor.join(deadline)
+        finished = all(consumer.join(deadline) for consumer in consumers) and self._executor.join(deadline)
         self._executor.stop()
         self._once.close()
-        for consumer in self._consumers:
+        for consumer in consumers:
             consumer.close()
         self._executor.guard.close(finished=finished)
         if finished:
@@ -146,6 +149,7 @@ class Worker:
     def _consume(self, failed: Callable[[BaseException], None]) -> None:
         for consumer in self._consumers:
             consumer.start(failed, first=self._learn)
+        self._chords.start(_log_failure, first=lambda: None)
 
     def _learn(self) -> None:
         """Before anything is consumed: what other workers have done that concerns it."""

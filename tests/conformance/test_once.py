@@ -13,7 +13,8 @@ from pulsartasks import PulsarTasks, Task, TaskContext
 from pulsartasks.dead_letters import DeadLetters
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode
-from pulsartasks.worker import once
+from pulsartasks.topics import KEEPER
+from pulsartasks.worker import records
 from pulsartasks.worker.worker import Worker
 from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
@@ -253,15 +254,15 @@ def test_retries_of_a_replayed_dead_letter_are_no_second_copies(
 def test_records_are_let_go_when_no_task_asks_for_them_any_more(
     broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(once, "TEND_EVERY", 0.1)
-    monkeypatch.setattr(once, "KEPT_AT_LEAST", 0.0)
+    monkeypatch.setattr(records, "TEND_EVERY", 0.1)
+    monkeypatch.setattr(records, "KEPT_AT_LEAST", 0.0)
     pay = _define_pay(app, record, once_for=0.5)
     start_worker(app)
 
     for order in ("tea", "cups"):
         pay.delay(order).get(timeout=30)
 
-    wait_until(lambda: broker.backlog(app.qualify(f"{app.name}.once-done"), once.KEEPER) == 0, "they are still kept")
+    wait_until(lambda: broker.backlog(app.qualify(f"{app.name}.once-done"), KEEPER) == 0, "they are still kept")
 
 
 @pytest.mark.pulsar

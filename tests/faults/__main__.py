@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults.checker import Verdict
+from tests.faults.plan import CHORD
 from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.faults.stage import Setting, Stage
 from tests.services import PulsarServer
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
             for name in names:
                 patience = min(EACH, PATIENCE - (time.monotonic() - began))
                 tasks = max(100, round(options.tasks * SCENARIOS[name].share))
+                if SCENARIOS[name].plan == "chords":
+                    tasks -= tasks % CHORD
                 setting = setting_of(
                     SCENARIOS[name], place(url, name), tasks, seed=options.seed, patience=patience, server=server
                 )

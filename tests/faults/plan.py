@@ -43,4 +43,21 @@ def steady(number: int) -> Call:
     return Call(seconds=0.05)
 
 
-PLANS: Mapping[str, Plan] = {"mixed": mixed, "steady": steady}
+PARTS = 20
+"""Of each chord."""
+CHORD = PARTS + 1
+"""Numbers that a chord has: its parts, and last what follows them, its body or its errback."""
+
+
+def chords(number: int) -> Call:
+    """Parts of 50 ms and what follows them."""
+    return Call(seconds=0.005 if number % CHORD == PARTS else 0.05)
+
+
+def fails(number: int) -> bool:
+    """Whether a part fails, as one of every tenth chord does."""
+    chord, part = divmod(number, CHORD)
+    return chord % 10 == 9 and part == chord % PARTS
+
+
+PLANS: Mapping[str, Plan] = {"mixed": mixed, "steady": steady, "chords": chords}

@@ -14,7 +14,7 @@ from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Publication
 from tests.faults import tasks
 from tests.faults.entries import Entry, EntryFile, Kind, new_id
-from tests.faults.plan import PLANS, Plan
+from tests.faults.plan import CHORD, PLANS, Plan, chords
 
 AT_ONCE = 10
 """Calls sent together."""
@@ -29,11 +29,23 @@ def main(arguments: Sequence[str]) -> None:
     plan = PLANS[os.environ[tasks.PLAN]]
     app = tasks.make_app(os.environ[tasks.APP], None, entries, plan)
     began = time.monotonic()
-    for start in range(first, end, AT_ONCE):
-        _publish(app, entries, plan, range(start, min(start + AT_ONCE, end)))
+    at_once = CHORD if plan is chords else AT_ONCE
+    for start in range(first, end, at_once):
+        numbers = range(start, min(start + at_once, end))
+        if plan is chords:
+            _publish_chord(app, entries, numbers)
+        else:
+            _publish(app, entries, plan, numbers)
         if rate:
-            time.sleep(max(0.0, began + (start + AT_ONCE - first) / rate - time.monotonic()))
+            time.sleep(max(0.0, began + (start + at_once - first) / rate - time.monotonic()))
     app.close()
+
+
+def _publish_chord(app: PulsarTasks, entries: EntryFile, numbers: Sequence[int]) -> None:
+    sending, pid = new_id(), os.getpid()
+    entries.write(*(Entry(Kind.SENT, time.time(), n, pid=pid, run=sending) for n in numbers))
+    tasks.send_chord(app, numbers[0])
+    entries.write(*(Entry(Kind.CONFIRMED, time.time(), n, pid=pid, run=sending) for n in numbers))
 
 
 def _publish(app: PulsarTasks, entries: EntryFile, plan: Plan, numbers: Sequence[int]) -> None:

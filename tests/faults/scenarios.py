@@ -184,6 +184,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "rolling": Scenario(restart_workers, "two workers restarted in turn, 200 x 50 ms a second", rate=200, share=0.2,
                         plan="steady"),
     "beat": Scenario(kill_leaders, "the leader of three copies of beat killed ten times", share=0.006),
+    "chords": Scenario(kill_workers, "chords of 20 parts, in one of ten a part fails; killed like `workers`", rate=210,
+                       share=0.21, plan="chords"),
 }  # fmt: skip
 
 

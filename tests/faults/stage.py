@@ -186,8 +186,9 @@ class Stage:
 
     def _dead(self) -> list[int]:
         found = []
-        for kept in DeadLetters(self._app, *self._app.tasks.values()).list():
-            [number], _ = self._app.tasks[kept.task].codec.decode(kept.delivery.value)
+        kept_of = (task for task in self._app.tasks.values() if task.options.dead_letter)
+        for kept in DeadLetters(self._app, *kept_of).list():
+            [*_, number], _ = self._app.tasks[kept.task].codec.decode(kept.delivery.value)
             found.append(int(number))
         return found
 

@@ -22,6 +22,7 @@ TASKS = {
     "network": 600,
     "disk": 400,
     "beat": 15,
+    "chords": 420,
 }
 """So many that it takes a few seconds, a fault in each of them. `rolling` is one of the conformance tests already."""
 

@@ -20,6 +20,7 @@ from pulsartasks import (
     SoftTimeLimitExceeded,
     TaskContext,
     UnreadableMessageError,
+    group,
 )
 from pulsartasks.dead_letters import DeadLetters
 
@@ -212,3 +213,24 @@ def test_with_a_clock_of_ones_own_delays_wait_for_it(app: PulsarTasks) -> None:
 
         assert seen == [1]
         assert revoked.state == "REVOKED"
+
+
+def test_canvas_has_run_to_its_end_when_delay_returns_in_the_same_thread(app: PulsarTasks) -> None:
+    threads: set[int] = set()
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        threads.add(threading.get_ident())
+        return x + y
+
+    @app.task
+    def total(numbers: list[int]) -> int:
+        threads.add(threading.get_ident())
+        return sum(numbers)
+
+    with app.testing(eager=True):
+        parts = group(add.s(1), add.s(2).set(countdown=3600))
+        result = (add.s(1, 1) | parts | total.s() | add.s(100)).delay()
+
+        assert result.get(timeout=0) == 107
+        assert threads == {threading.get_ident()}

@@ -13,6 +13,13 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 PROMISES = {
+    "chain": [
+        "Oslo:            5 °C",
+        "the step before: 5.0",
+        "Cairo:           40 °C",
+        "the last step ends in what the first one raised: KeyError('Atlantis')",
+    ],
+    "chord": ["words:   {'the': 3, 'cat': 2, 'dog': 2}", "refused: part 2 of 3, count*raised KeyError: 'four'"],
     "countdown": ["all three are with the broker", "at once", "three seconds later", "never early: True True"],
     "dead_letters": [
         "tea:    3",
@@ -20,9 +27,19 @@ PROMISES = {
         "kept:   *because of KeyError",
         "coffee: 4 and * left: 0",
     ],
+    "errback": [
+        "link:       thanks to Ada for 30",
+        "link_error: sorry, Grace: pay failed, Grace has not that much",
+    ],
     "events": ["mail:  order 2 is confirmed", "stock: tea is put aside for order 1", "stock: cups *for order 2"],
+    "group": [
+        "ready:       an egg of 1 minutes*ready:       an egg of 5 minutes",
+        "as ordered:  [[]'an egg of 5 minutes', 'an egg of 1 minutes'",
+        "1000 squares from 10 messages, the last one is 998001",
+    ],
     "hello": ["called here* -> 5", "called through the broker* -> 5", "refused *Expected `int`, got `str`"],
     "library_tasks": ["tasks of the app: resize, resize_all", "cat.jpg at 640", "pictures sent on: 2"],
+    "nested": ["(6+20) = 42", "(2+2+1) = 9", "(0+1+2+3+4) = 11"],
     "order_per_key": ["'Ada': [[]1, 2, 3]", "'Grace': [[]1, 2, 3]", "'Linus': [[]1, 2, 3]"],
     "outbox": ["committed:   order 3", "rolled back: order 2", "invoiced:    order 1, tea", "invoiced:    order 3"],
     "resources": ["loading ", "translated: bonjour monde tâche", "... and it is put away "],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pulsartasks import ConfigurationError, FrozenClock, PulsarTasks, Task, TaskContext
+from pulsartasks import ConfigurationError, FrozenClock, PulsarTasks, Task, TaskContext, chord
 from pulsartasks.dead_letters import DeadLetters
 
 DAY = 86_400.0
@@ -196,3 +196,22 @@ def test_clock_never_goes_back_and_needs_a_time_zone() -> None:
     assert clock.now() == START.timestamp()
     with pytest.raises(ValueError, match="no time zone"):
         FrozenClock(datetime(2026, 3, 28))  # noqa: DTZ001 - it is what is refused
+
+
+def test_chord_waits_for_a_delayed_part_and_join_does_not(app: PulsarTasks, clock: FrozenClock) -> None:
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @app.task
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    with app.testing(clock=clock) as running:
+        result = chord([add.s(1, 1), add.s(2, 2).set(countdown=DAY / 2)], total.s()).delay()
+        running.join()
+        assert not result.ready()
+
+        running.advance(DAY / 2)
+
+        assert result.get(timeout=10) == 6

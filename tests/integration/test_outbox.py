@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from structlog.testing import capture_logs
 
+from pulsartasks import group
 from pulsartasks.brokers.base import MAX_MESSAGE_SIZE
 from pulsartasks.contrib import sqlalchemy as contrib
 from pulsartasks.contrib.sqlalchemy import BATCH, Outbox
@@ -116,6 +117,21 @@ def test_call_is_stored_as_it_would_be_sent(shop: Shop) -> None:
     assert row.properties["colour"] == "red"
     assert row.properties[TASK_ID] == task_id
     assert row.deliver_at == pytest.approx(row.created_at.timestamp() + 3600, abs=86_400), "SQLite drops the time zone"
+
+
+def test_canvas_is_stored_if_it_begins_with_one_call(shop: Shop) -> None:
+    @shop.app.task
+    def pay(number: int) -> int:
+        return number
+
+    with Session(shop.engine) as session, session.begin():
+        task_id = shop.outbox.add(session, pay.s(17) | group(pay.s(), pay.s()) | pay.si(18))
+        with pytest.raises(InvalidArgumentsError, match="begins with 2 messages"):
+            shop.outbox.add(session, group(pay.s(1), pay.s(2)))
+
+    (row,) = shop.rows()
+    assert (row.topic, row.properties[TASK_ID]) == (pay.topics.calls, task_id)
+    assert len(msgspec.json.decode(row.value)["then"]["rest"]) == 2
 
 
 def test_event_has_no_task_id(shop: Shop) -> None:

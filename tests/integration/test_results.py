@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -125,6 +125,32 @@ def test_wait_that_gives_up_leaves_the_others_of_the_same_result_waiting(
     patient.join(5)
 
     assert found == [result(task_id, 5)]
+
+
+def test_results_of_many_calls_come_as_they_arrive_and_by_one_look(
+    caller: TopicResults, worker: TopicResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "REMEMBERED", 10)
+    assert caller.wait(new_task_id(), 0, pushed=True) is None  # it listens now
+    task_ids = [new_task_id() for _ in range(100)]
+    for task_id in reversed(task_ids[1:]):
+        worker.keep(result(task_id), reply_to=caller.reply_to)
+    looks: list[Collection[str]] = []
+    follow = caller._follow_all
+
+    def count(task_ids: Collection[str], *, until: float) -> Iterator[Result]:
+        looks.append(list(task_ids))
+        return follow(task_ids, until=until)
+
+    monkeypatch.setattr(caller, "_follow_all", count)
+
+    arriving = caller.each(task_ids, 20, pushed=True)
+    first = [next(arriving).id for _ in range(99)]
+    worker.keep(result(task_ids[0]), reply_to=caller.reply_to)
+
+    assert set(first) == set(task_ids[1:])
+    assert [one.id for one in arriving] == task_ids[:1]
+    assert len(looks) == 1
 
 
 def test_wait_for_a_call_made_elsewhere_follows_what_is_kept(caller: TopicResults, worker: TopicResults) -> None:

@@ -13,11 +13,15 @@ from pulsartasks import (
     INJECTED,
     AsyncResult,
     FrozenClock,
+    GroupResult,
     PulsarTasks,
     Signature,
     Tail,
     TaskContext,
     Topic,
+    chain,
+    chord,
+    group,
     shared_task,
 )
 from pulsartasks.published import Published
@@ -95,12 +99,23 @@ def calls() -> None:
     assert_type(add.apply_async((1, 2), {"note": "x"}, countdown=10, key="k", headers={"a": "b"}), AsyncResult[int])
     assert_type(add.using(countdown=timedelta(seconds=1), expires=5).delay(1), AsyncResult[int])
     assert_type(add.using(key="k")(1, 2), int)
-    assert_type(add.s(1, 2, note="x"), Signature)
+    assert_type(add.s(1, 2, note="x"), Signature[int])
+    assert_type(add.si(1, 2).delay(), AsyncResult[int])
     assert_type(fetch("https://example.org"), bytes | None)
     assert_type(fetch.delay("https://example.org"), AsyncResult[bytes | None])
     assert_type(ask("the answer?", Model()), str)
     assert_type(ask.delay("the answer?"), AsyncResult[str])
     assert_type(mail.delay(Order(1, "Ada")), AsyncResult[None])
+
+
+def canvases() -> None:
+    assert_type((add.s(1) | shared.s()).delay(), AsyncResult[str])
+    assert_type(chain(add.s(1, 2), add.s(3), shared.s())(), AsyncResult[str])
+    assert_type(group(add.s(n, n) for n in range(3)).delay().get(), list[int])
+    assert_type((add.s(1, 2) | group(shared.s(), shared.s())).delay(), GroupResult[str])
+    assert_type(chord([add.s(1, 2), shared.s(3)], shared.s()).delay(), AsyncResult[str])
+    assert_type(add.chunks([(1, 2), (3, 4)], 1)().get(), list[list[int]])
+    add.apply_async((1, 2), link=shared.s(), link_error=[shared.si(1)])
 
 
 async def calls_of_coroutines() -> None:
@@ -133,7 +148,7 @@ def events() -> None:
     assert_type(placed, Topic[Order])
     assert_type(failed, Topic[Order])
     assert_type(placed.publish(Order(1, "Ada"), countdown=1, key="Ada"), str)
-    assert_type(placed.s(Order(1, "Ada")), Signature)
+    assert_type(placed.s(Order(1, "Ada")), Signature[None])
     with placed.tail() as news:
         assert_type(news, Tail[Order])
         assert_type(news.receive(1.0), Order | None)

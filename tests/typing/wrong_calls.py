@@ -15,7 +15,7 @@ def wrong_arguments() -> None:
     add.delay(1, z=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     add.delay(1, note=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     add.using(countdown=1).delay("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    add.s("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    add.si("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     fetch.delay(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     fetch.delay("url", "url")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     fetch.delay(self=None, url="url")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -5,6 +5,13 @@ from __future__ import annotations
 import pulsartasks
 
 PUBLIC = {
+    "group",
+    "chord",
+    "chain",
+    "GroupResult",
+    "Failure",
+    "ChordError",
+    "Canvas",
     "AsyncResult",
     "AuthenticationError",
     "AuthorizationError",
