@@ -104,14 +104,18 @@ class IncompatibleSchemaError(BrokerError):
 
 
 class UnconfirmedError(BrokerError, ConnectionError):
-    """Of what a block of ``app.publishing()`` sent together the broker did not confirm all; `failures` says which."""
+    """Of what was sent together, by ``app.publishing()`` or `Task.map`, the broker did not confirm all; `failures` says
+    which.
+    """
 
-    def __init__(self, failures: Mapping[str, PulsarTasksError], of: int) -> None:
+    def __init__(self, failures: Mapping[str, PulsarTasksError], of: int, *, calls: Any = None) -> None:
         few = [f"{name}: {error}" for name, error in failures.items()][:3]
         rest = ["..."] if len(failures) > len(few) else []
         super().__init__(f"{len(failures)} of {of} were not confirmed: {'; '.join(few + rest)}")
         self.failures = failures
         """For each its call (``task[id]``) or event (``topic[place in the block]``), and what went wrong."""
+        self.calls = calls
+        """Of `Task.map`: the `GroupResult` of all calls, in the order of the items."""
 
 
 class ClosedError(BrokerError):

@@ -101,12 +101,17 @@ class Publishing:
             UnconfirmedError: some of several were not confirmed; the others stay sent.
             PulsarTasksError: the only one was not.
         """
+        failures = self.send_many(publications)
+        if len(publications) == 1 and failures:
+            raise next(iter(failures.values()))
+        if failures:
+            raise UnconfirmedError(failures, len(publications)) from next(iter(failures.values()))
+
+    def send_many(self, publications: Sequence[Publication]) -> dict[str, PulsarTasksError]:
+        """The same; gives what was not confirmed by its name, and what went wrong."""
         block = self._block.get()
         left = [each for each in publications if block is None or not block.add(each)]
-        if len(left) == 1:
-            confirmed(*self._publish_many(left))
-        elif left:
-            raise_for(left, self._publish_many(left))
+        return _failures(left, self._publish_many(left)) if left else {}
 
     async def asend(self, publication: Publication) -> str:
         """`send` from asyncio, whose loop goes on; what its tasks send to a topic in the same turn shares a round trip.
@@ -194,13 +199,18 @@ class Together:
 
 def raise_for(publications: Sequence[Publication], outcomes: Sequence[str | PulsarTasksError]) -> None:
     """Raise an `UnconfirmedError` that names what was not confirmed, if anything was not."""
-    failures = {
+    if failures := _failures(publications, outcomes):
+        raise UnconfirmedError(failures, len(publications)) from next(iter(failures.values()))
+
+
+def _failures(
+    publications: Sequence[Publication], outcomes: Sequence[str | PulsarTasksError]
+) -> dict[str, PulsarTasksError]:
+    return {
         _name(publication, place): outcome
         for place, (publication, outcome) in enumerate(zip(publications, outcomes, strict=True))
         if isinstance(outcome, PulsarTasksError)
     }
-    if failures:
-        raise UnconfirmedError(failures, len(publications)) from next(iter(failures.values()))
 
 
 def _name(publication: Publication, place: int) -> str:

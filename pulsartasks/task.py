@@ -18,7 +18,7 @@ from typing_extensions import ParamSpec, TypeVar, Unpack
 from pulsartasks.canvas import CallKeywords, Draft, Host, as_links, group, plan_links
 from pulsartasks.clock import Clock
 from pulsartasks.context import TaskContext
-from pulsartasks.errors import ConfigurationError, InvalidArgumentsError
+from pulsartasks.errors import ConfigurationError, InvalidArgumentsError, PulsarTasksError, UnconfirmedError
 from pulsartasks.message import (
     ETA,
     EXPIRES,
@@ -32,7 +32,7 @@ from pulsartasks.message import (
 )
 from pulsartasks.options import TaskOptions
 from pulsartasks.publishing import Block
-from pulsartasks.result import AsyncResult
+from pulsartasks.result import AsyncResult, GroupResult
 from pulsartasks.results.base import ResultStore
 from pulsartasks.serializers import CallCodec, EachCodec, PayloadCodec, is_data, type_hints
 from pulsartasks.signature import DEFAULTS, CallOptions, Signature, check_key
@@ -47,6 +47,9 @@ from pulsartasks.topics import (
     retry_topic,
     volatile_topic,
 )
+
+PORTION = 5_000
+"""Calls that `Task.map` makes ready before it sends them."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -187,6 +190,46 @@ class Task(Generic[P, R, C]):
         publication = self.compose(args, kwargs, self.call_options)
         return self._sent(publication, await self._host.publishing.asend(publication))
 
+    def map(
+        self, items: Iterable[Sequence[Any]], *, progress: Callable[[int], object] = lambda _: None
+    ) -> GroupResult[R]:
+        """Send a call for each of `items`; many are on their way at once.
+
+        With ``batching=True`` Pulsar packs them; else each goes to whoever is free. In a block of ``app.publishing()``
+        they leave with it.
+
+        Args:
+            items: the positional arguments of each.
+            progress: called with the number that were confirmed so far, after each 5,000 and at the end.
+
+        Raises:
+            UnconfirmedError: some were not confirmed; the others stay sent. Its `calls` are those of all `items`.
+            InvalidArgumentsError: an item does not fit. It says how many before it were sent.
+        """
+        calls: list[AsyncResult[R]] = []
+        failures: dict[str, PulsarTasksError] = {}
+        left = iter(items)
+        while portion := list(islice(left, PORTION)):
+            publications = self._compose_all(portion, sent=len(calls))
+            failures |= self._host.publishing.send_many(publications)
+            calls += [self._sent(publication, "") for publication in publications]
+            progress(len(calls) - len(failures))
+        together = GroupResult(calls)
+        if failures:
+            raise UnconfirmedError(failures, len(calls), calls=together) from next(iter(failures.values()))
+        return together
+
+    def _compose_all(self, items: Sequence[Sequence[Any]], *, sent: int) -> list[Publication]:
+        publications = []
+        for args in items:
+            try:
+                publications.append(self.compose(tuple(args), {}, self.call_options))
+            except (InvalidArgumentsError, TypeError) as error:
+                raise InvalidArgumentsError(
+                    f"item {sent + len(publications)}, {args!r:.100}: {error}; the {sent} before it were sent"
+                ) from error
+        return publications
+
     def using(self, **options: Unpack[CallKeywords]) -> Task[P, R, C]:
         """The same task whose calls have these options (see `CallOptions`); still typed.
 
@@ -243,7 +286,8 @@ class Task(Generic[P, R, C]):
 
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
         """The message of one call; see `delay`."""
-        options.check()
+        if options is not DEFAULTS:
+            options.check()
         now = self._host.clock.now()
         if options.link or options.link_error:
             step, _ = self.step(args, kwargs, options, Draft(self._host), preceded=False)
