@@ -43,6 +43,7 @@ def test_calls_are_made_in_order_of_the_items_and_progress_is_told(
     assert progress == [4, 8, 10]
 
 
+@pytest.mark.guarantee(14)
 def test_what_was_not_confirmed_is_named_and_the_others_run(
     app: PulsarTasks, echo: Task[[str], str], start_worker: Workers
 ) -> None:
@@ -59,6 +60,7 @@ def test_what_was_not_confirmed_is_named_and_the_others_run(
     assert [call.get(timeout=60) for call in calls if f"echo[{call.id}]" not in caught.value.failures] == list("acdef")
 
 
+@pytest.mark.guarantee(14)
 def test_item_that_does_not_fit_is_told_with_its_place(echo: Task[[str], str]) -> None:
     def items() -> Iterator[Sequence[Any]]:
         yield from [("a",), ("b",), ("c",), ("d",), ("e",), (7,)]
@@ -67,6 +69,7 @@ def test_item_that_does_not_fit_is_told_with_its_place(echo: Task[[str], str]) -
         echo.map(items())
 
 
+@pytest.mark.guarantee(14)
 def test_item_that_is_no_sequence_is_told_so(echo: Task[[str], str]) -> None:
     with pytest.raises(InvalidArgumentsError, match=r"item 1, 7: .*the 0 before it were sent"):
         echo.map([("a",), 7])  # type: ignore[list-item]
