@@ -25,6 +25,8 @@ WORDS = {
     "topics",
 }
 FAMILIES = {"brokers", "middleware", "results"}
+SHARED_BY_ADAPTERS = {"results.inbox"}
+"""What several adapters of a family stand on; counts as part of its port."""
 FACE = (
     "plugins",
     "signals",
@@ -88,7 +90,7 @@ def layer_of(module: str) -> str:
     if first in WORDS:
         return "words"
     if first in FAMILIES:
-        return "ports" if rest in {"", "base"} else "adapters"
+        return "ports" if rest in {"", "base"} or f"{first}.{rest}" in SHARED_BY_ADAPTERS else "adapters"
     if first in FACE or not first:
         return "face"
     return "runtime" if first == "worker" else "edges"

@@ -326,7 +326,7 @@ def test_chord_of_two_thousand_parts(running: Sums) -> None:
 def test_group_of_more_results_than_are_remembered_is_gathered_in_one_look(
     running: Sums, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pulsartasks.results.topic.REMEMBERED", 100)
+    monkeypatch.setattr("pulsartasks.results.inbox.REMEMBERED", 100)
 
     assert group(running.add.s(n, 0) for n in range(1000)).delay().get(60) == list(range(1000))
 

@@ -15,9 +15,10 @@ from pulsartasks.brokers.local import LocalBroker
 from pulsartasks.brokers.local.broker import LocalReader
 from pulsartasks.errors import BrokerUnavailableError, TaskError
 from pulsartasks.message import Publication, new_task_id
-from pulsartasks.results import topic as results
+from pulsartasks.results import inbox
 from pulsartasks.results.base import RemoteError, Result
-from pulsartasks.results.topic import PUSHED, TopicResults
+from pulsartasks.results.inbox import PUSHED
+from pulsartasks.results.topic import TopicResults
 from tests.services import wait_until
 
 TOPIC = "persistent://public/default/shop.results"
@@ -130,19 +131,19 @@ def test_wait_that_gives_up_leaves_the_others_of_the_same_result_waiting(
 def test_results_of_many_calls_come_as_they_arrive_and_by_one_look(
     caller: TopicResults, worker: TopicResults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "REMEMBERED", 10)
+    monkeypatch.setattr(inbox, "REMEMBERED", 10)
     assert caller.wait(new_task_id(), 0, pushed=True) is None  # it listens now
     task_ids = [new_task_id() for _ in range(100)]
     for task_id in reversed(task_ids[1:]):
         worker.keep(result(task_id), reply_to=caller.reply_to)
     looks: list[Collection[str]] = []
-    follow = caller._follow_all
+    follow = caller.follow
 
     def count(task_ids: Collection[str], *, until: float) -> Iterator[Result]:
         looks.append(list(task_ids))
         return follow(task_ids, until=until)
 
-    monkeypatch.setattr(caller, "_follow_all", count)
+    monkeypatch.setattr(caller, "follow", count)
 
     arriving = caller.each(task_ids, 20, pushed=True)
     first = [next(arriving).id for _ in range(99)]
@@ -207,7 +208,7 @@ def test_expired_results_are_let_go_of_and_others_kept(broker: LocalBroker) -> N
 def test_unasked_results_are_remembered_within_a_bound(
     caller: TopicResults, worker: TopicResults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "REMEMBERED", 3)
+    monkeypatch.setattr(inbox, "REMEMBERED", 3)
     caller.wait(new_task_id(), 0, pushed=True)
     ids = [new_task_id() for _ in range(5)]
 
@@ -233,7 +234,7 @@ def test_nonsense_on_the_reply_topic_is_no_harm(
 def test_broker_that_fails_for_a_moment_does_not_end_the_listening(
     caller: TopicResults, worker: TopicResults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "LISTEN_AGAIN", 0.0)
+    monkeypatch.setattr(inbox, "LISTEN_AGAIN", 0.0)
     caller.wait(new_task_id(), 0, pushed=True)
     failed = threading.Event()
     receive = LocalReader.receive
