@@ -37,8 +37,8 @@ from pulsartasks.errors import (
     WorkerCrashedError,
 )
 from pulsartasks.message import DeadLetter, Request
-from pulsartasks.result import AsyncResult, GroupResult
-from pulsartasks.results.base import Failure
+from pulsartasks.result import AsyncResult, GroupResult, NextAttempt
+from pulsartasks.results.base import Failure, Progress
 from pulsartasks.schedule import Schedule, crontab, every
 from pulsartasks.shared import shared_task
 from pulsartasks.signature import Signature
@@ -68,6 +68,8 @@ __all__ = [
     "MaxRetriesExceededError",
     "MessageError",
     "MessageTooLargeError",
+    "NextAttempt",
+    "Progress",
     "PublishTimeoutError",
     "PulsarTasks",
     "PulsarTasksError",

@@ -21,18 +21,26 @@ from pulsartasks.errors import (
     UnacknowledgedError,
 )
 from pulsartasks.message import Request
+from pulsartasks.results.base import Progress
 from pulsartasks.retry import RetryPolicy
 
 
 class TaskContext:
     """The first argument of a task with ``bind=True``."""
 
-    __slots__ = ("_acknowledgement", "_policy", "request")
+    __slots__ = ("_acknowledgement", "_policy", "_report", "request")
 
-    def __init__(self, request: Request, policy: RetryPolicy, acknowledgement: Acknowledgement | None = None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        policy: RetryPolicy,
+        acknowledgement: Acknowledgement | None = None,
+        report: Callable[[Request, Progress], None] | None = None,
+    ) -> None:
         self.request = request
         self._policy = policy
         self._acknowledgement = acknowledgement
+        self._report = report
 
     @property
     def id(self) -> str:
@@ -65,6 +73,25 @@ class TaskContext:
             self._acknowledgement.give(self.request)
         elif not self.request.called_directly:
             raise ConfigurationError(f"task {self.request.task!r}: self.ack() needs ack='manual'")
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Tell the caller how far the task is, as `AsyncResult.progress`; from any thread, and without waiting.
+
+        Call it as often as you like: what is told within half a second of the last is sent together, the newest alone,
+        and the last one of all with the result. It does nothing where nobody can ask for it: when the function is
+        called directly, of an event, with ``ignore_result=True``, and after the end.
+
+        Args:
+            done: how much, in whatever unit.
+            total: of how much; None if that is not known.
+            message: what is being done; at most 1,000 characters are sent.
+
+        Raises:
+            ValueError: `done` or `total` is no number, or without end.
+        """
+        progress = Progress.of(done, total, message)
+        if self._report is not None:
+            self._report(self.request, progress)
 
     def retry(
         self,

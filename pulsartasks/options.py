@@ -47,6 +47,7 @@ class TaskKeywords(TypedDict, total=False):
     concurrency: int | None
     prefetch: int | None
     ignore_result: bool
+    track_started: bool
     once: bool
     once_for: float
     expires: float | None
@@ -97,6 +98,8 @@ class TaskOptions:
     """Messages that wait in the process beyond those running; default: max(2 x concurrency, 16)."""
     ignore_result: bool = False
     """Store no result; the call returns a handle whose ``get()`` says so."""
+    track_started: bool = False
+    """Tell the handle when a message is received, begun and to be tried again, which costs a message each time."""
     once: bool = False
     """Effectively once: what has succeeded under an id does not run again under it, delivered or published anew."""
     once_for: float = 3600.0
@@ -169,6 +172,7 @@ class TaskOptions:
             "once_for": (lambda seconds: _is_seconds(seconds) and 0 < seconds < math.inf, "seconds, more than 0"),
             "expires": (_is_limit, "seconds, more than 0"),
             "soft_time_limit": (_is_limit, "seconds, more than 0"),
+            "track_started": (lambda track: isinstance(track, bool), "True or False"),
             "batching": (lambda batching: isinstance(batching, bool), "True or False"),
             "durable": (lambda durable: isinstance(durable, bool), "True or False"),
             "compression": ((None, *get_args(Compression)).__contains__, f"one of {', '.join(get_args(Compression))}"),
@@ -180,6 +184,8 @@ class TaskOptions:
             yield f"{self.mode} runs one message at a time; leave concurrency out, or use key_shared"
         if self.ack == "manual" and not self.bind:
             yield "ack='manual' is done by self.ack(); write bind=True, and self as the first parameter"
+        if self.track_started and self.ignore_result:
+            yield "track_started=True is told to the call's handle, of which ignore_result=True leaves nothing"
         if self.batching and self.ack == "early":
             yield "batching=True may bring again what was acknowledged, so ack='early' would not be at most once"
         if not self.durable:

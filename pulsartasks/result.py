@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from datetime import datetime, timezone
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pulsartasks.errors import InvalidArgumentsError, PulsarTasksError, ResultTimeoutError, UnreadableMessageError
 from pulsartasks.publishing import Block
-from pulsartasks.results.base import Result, ResultStore, State
+from pulsartasks.results.base import Progress, Result, ResultStore, State, newer
 from pulsartasks.serializers import PayloadCodec
 
 R_co = TypeVar("R_co", covariant=True)
@@ -18,6 +19,15 @@ class Revoke(Protocol):
     """Revokes one call."""
 
     def __call__(self, *, terminate: bool = False) -> None: ...
+
+
+class NextAttempt(NamedTuple):
+    """What comes of an attempt that failed."""
+
+    due: datetime
+    """When the next one begins at the earliest."""
+    error: BaseException
+    """Why the last one failed, as `AsyncResult.get` would raise it."""
 
 
 class AsyncResult(Generic[R_co]):
@@ -40,6 +50,8 @@ class AsyncResult(Generic[R_co]):
         self._revoke = revoke
         self._sent_here = sent_here
         self._result: Result | None = None
+        self._newest: Result | None = None
+        """How far it is known to be, while it has not ended."""
         self.block: Block | None = None
         """Of what it leaves with, if it was called in a block of ``app.publishing()``."""
         self.parent: AsyncResult[Any] | GroupResult[Any] | None = None
@@ -101,13 +113,30 @@ class AsyncResult(Generic[R_co]):
 
     @property
     def state(self) -> State:
-        """``SUCCESS``, ``FAILURE``, ``REVOKED`` (or expired), or ``PENDING``: not ended, not known or long ago."""
-        result = self._look()
-        return "PENDING" if result is None else result.state
+        """``SUCCESS``, ``FAILURE``, ``REVOKED`` (or expired); of what has not ended how far it is, if that is told:
+        ``RECEIVED``, ``STARTED``, ``PROGRESS``, ``RETRY``; else ``PENDING``: waiting, running, unknown, or long ago.
+        """
+        newest = self._look()
+        return "PENDING" if newest is None else newest.state
+
+    @property
+    def progress(self) -> Progress | None:
+        """What the task reported last by ``self.progress()``: done, total, message."""
+        newest = self._look()
+        return None if newest is None else newest.progress
+
+    @property
+    def next_attempt(self) -> NextAttempt | None:
+        """When and why it is tried again, while its state is ``RETRY``."""
+        newest = self._look()
+        if newest is None or newest.state != "RETRY" or newest.error is None:
+            return None
+        return NextAttempt(datetime.fromtimestamp(newest.due, timezone.utc), newest.error.restore())
 
     def ready(self) -> bool:
         """Whether the task has ended, well or not."""
-        return self.state != "PENDING"
+        newest = self._look()
+        return newest is not None and newest.ended
 
     def successful(self) -> bool:
         return self.state == "SUCCESS"
@@ -147,9 +176,16 @@ class AsyncResult(Generic[R_co]):
         return self._store, self._sent_here, self.durable, "" if self.block is None else self.block.unsent
 
     def _look(self) -> Result | None:
+        """Its result, or how far it is."""
         if self._result is None:
-            self._result = self._kept_results().find(self.id)
-        return self._result
+            store = self._kept_results()
+            if self._sent_here:
+                self._newest = newer(self._newest, store.heard(self.id).newest)
+            if self._newest is None or not self._newest.ended:
+                self._newest = newer(self._newest, store.find(self.id) or store.find_state(self.id))
+            if self._newest is not None and self._newest.ended:
+                self._result = self._newest
+        return self._result or self._newest
 
     def _kept_results(self) -> ResultStore:
         if self._store is None:

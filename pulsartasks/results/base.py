@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from pulsartasks.errors import PulsarTasksError, TaskError
 from pulsartasks.serializers import UNREADABLE, encode
 
-State = Literal["PENDING", "SUCCESS", "FAILURE", "REVOKED"]
+State = Literal["PENDING", "RECEIVED", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
+ENDED: frozenset[State] = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 LONGEST_TEXT = 16_384
 """Characters of a message or traceback that travel with an error, and bytes of its arguments."""
+LONGEST_NOTE = 1000
+"""Characters of a message that travel with a task's progress."""
 
 
 class RemoteError(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -112,8 +116,29 @@ def _sendable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+class Progress(NamedTuple):
+    """How far a task says that it is."""
+
+    done: int | float
+    total: int | float | None = None
+    """None: not known."""
+    message: str = ""
+
+    @classmethod
+    def of(cls, done: float, total: float | None, message: str) -> Progress:
+        """The same as data.
+
+        Raises:
+            ValueError: `done` or `total` is no number, or without end.
+        """
+        for number in (done, total):
+            if number is not None and not (isinstance(number, (int, float)) and math.isfinite(number)):
+                raise ValueError(f"progress(done={done!r}, total={total!r}): give numbers; leave out an unknown total")
+        return cls(done, total, _sendable(message[:LONGEST_NOTE]))
+
+
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How one task ended."""
+    """How one task ended; or, if its state is not one of `ENDED`, how far it is."""
 
     id: str
     task: str
@@ -123,6 +148,31 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     retries: int = 0
     finished_at: float = 0.0
     """Seconds since the epoch."""
+    progress: Progress | None = None
+    """What the task reported last."""
+    at: float = 0.0
+    """When this was so, if the task has not ended; seconds since the epoch."""
+    due: float = 0.0
+    """When the next attempt begins at the earliest, if the state is ``RETRY``; seconds since the epoch."""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+class Heard(NamedTuple):
+    """What was pushed to this process of one call."""
+
+    newest: Result | None
+    complete: bool
+    """Whether it listened before the call was made, so that nothing was missed but by accident."""
+
+
+def newer(one: Result | None, other: Result | None) -> Result | None:
+    """Which of two is to be believed, whichever arrived first: an end, a later attempt, a later instant."""
+    if one is None or other is None:
+        return one or other
+    return max(other, one, key=lambda result: (result.ended, result.retries, result.at))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +183,13 @@ class PackedResult:
     value: bytes
     """The result as JSON; or in its place what `headers` have a claim to."""
     headers: Mapping[str, str]
+    reply_to: str | None
+
+
+class Reported(NamedTuple):
+    """How far a task is, and who is told."""
+
+    state: Result
     reply_to: str | None
 
 
@@ -164,8 +221,24 @@ class ResultStore(ABC):
             raise error
 
     @abstractmethod
+    def report(self, states: Sequence[Reported]) -> None:
+        """Keep how far tasks are that have not ended, and tell their callers, as well as it goes at once.
+
+        Raises:
+            PulsarTasksError: they are not kept.
+        """
+
+    @abstractmethod
     def find(self, task_id: str) -> Result | None:
         """The result as it is kept now; None if there is none (yet, or any more)."""
+
+    @abstractmethod
+    def find_state(self, task_id: str) -> Result | None:
+        """How far a task is that has no result, as it is kept now; None if it told nothing."""
+
+    @abstractmethod
+    def heard(self, task_id: str) -> Heard:
+        """What was pushed here of a call that this process made; costs no look at what is kept."""
 
     @abstractmethod
     def wait(self, task_id: str, timeout: float | None, *, pushed: bool) -> Result | None:

@@ -1,7 +1,7 @@
 """Waiting for what is pushed: the inbox of a process, and what all stores share whose results arrive there.
 
-A push goes to the caller's own non-persistent topic, whose loss costs nothing: who waits also looks at what is kept when
-it begins, now and then, and at the end.
+A push goes to the caller's own non-persistent topic, whose loss costs nothing: who waits also looks at what is kept
+when it begins, now and then, and at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pulsartasks.brokers.base import Broker, Claims, Delivery, Reader, check_siz
 from pulsartasks.clock import Clock, SystemClock
 from pulsartasks.errors import ClosedError, PulsarTasksError
 from pulsartasks.message import CLAIM, LONGEST_ID, TASK_ID, Publication, task_id_instant
-from pulsartasks.results.base import PackedResult, Result, ResultStore, text_of
+from pulsartasks.results.base import Heard, PackedResult, Reported, Result, ResultStore, newer, text_of
 from pulsartasks.serializers import UNREADABLE
 from pulsartasks.topics import volatile_topic
 
@@ -74,8 +74,20 @@ class PushedResults(ResultStore):
             raise error
         return PackedResult(result.id, kept.value, kept.properties, self._allowed(reply_to))
 
+    def pack_state(self, reported: Reported) -> PackedResult:
+        """What is kept and pushed of a task that has not ended; never so large that it would need a claim."""
+        state, reply_to = reported
+        return PackedResult(state.id, msgspec.json.encode(state), {TASK_ID: state.id}, self._allowed(reply_to))
+
     def find(self, task_id: str) -> Result | None:
         return self._first(task_id, until=0.0)
+
+    def heard(self, task_id: str) -> Heard:
+        self._inbox.listen()
+        newest, complete = self._inbox.heard(task_id)
+        if isinstance(newest, Delivery):
+            newest = self._read(newest.value, newest.properties)
+        return Heard(newest, complete)
 
     def wait(self, task_id: str, timeout: float | None, *, pushed: bool) -> Result | None:
         until = _instant(timeout)
@@ -269,6 +281,8 @@ class Inbox:
         self._lock = threading.Lock()
         self._waiters: dict[str, Waiter] = {}
         self._arrived: OrderedDict[str, Result | Delivery] = OrderedDict()
+        self._states: OrderedDict[str, Result] = OrderedDict()
+        """How far calls are of which no result was pushed yet."""
         self._reader: Reader | None = None
         self._complete_since = float("inf")
         """Of calls made since this instant no result was missed: it began to listen then, or had to forget one."""
@@ -276,16 +290,28 @@ class Inbox:
     def expect(self, task_id: str) -> Waiter:
         self.listen()
         with self._lock:
-            made = task_id_instant(task_id)
             known = self._arrived.pop(task_id, None)
             waiter = self._waiters.get(task_id)
             if waiter is None:
-                missed = made is None or made <= self._complete_since
-                waiter = self._waiters[task_id] = Waiter(may_have_missed=missed and known is None)
+                missed = known is None and not self._complete(task_id)
+                waiter = self._waiters[task_id] = Waiter(may_have_missed=missed)
                 if known is not None:
                     waiter.take(known)
             waiter.waiting += 1
             return waiter
+
+    def heard(self, task_id: str) -> tuple[Result | Delivery | None, bool]:
+        """The result that was pushed, which is forgotten here unless it is a claim, or else how far the call is; and
+        whether nothing can have been missed.
+        """
+        with self._lock:
+            complete = self._complete(task_id)
+            if (waiter := self._waiters.get(task_id)) is not None and waiter.result is not None:
+                return waiter.result, complete
+            arrived = self._arrived.get(task_id)
+            if isinstance(arrived, Result):
+                del self._arrived[task_id]
+            return arrived or self._states.get(task_id), complete
 
     def forget(self, task_id: str) -> None:
         with self._lock:
@@ -318,6 +344,10 @@ class Inbox:
                     target=self._dispatch, args=[self._reader], name="pulsartasks-results", daemon=True
                 ).start()
 
+    def _complete(self, task_id: str) -> bool:
+        made = task_id_instant(task_id)
+        return made is not None and made > self._complete_since
+
     def _dispatch(self, reader: Reader) -> None:
         while True:
             try:
@@ -338,10 +368,21 @@ class Inbox:
             self._take(delivery.properties.get(TASK_ID, ""), delivery)
             return
         for result in _pushed(delivery.value):
-            self._take(result.id, result)
+            if result.ended:
+                self._take(result.id, result)
+            else:
+                self._note(result)
+
+    def _note(self, state: Result) -> None:
+        with self._lock:
+            if (newest := newer(self._states.get(state.id), state)) is not None:
+                self._states[state.id] = newest
+            if len(self._states) > REMEMBERED:
+                self._states.popitem(last=False)
 
     def _take(self, task_id: str, pushed: Result | Delivery) -> None:
         with self._lock:
+            self._states.pop(task_id, None)
             waiter = self._waiters.get(task_id)
             if waiter is None:
                 self._arrived[task_id] = pushed

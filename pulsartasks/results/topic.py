@@ -2,20 +2,21 @@
 
 A result goes to ``<app>.results``, where a subscription that nobody reads (the keeper) holds it, and to the caller's
 inbox. A look-up reads from the instant inside the task's id (UUIDv7) until it finds a success, so it costs as much as
-was stored from that call to its end.
+was stored from that call to its end. How far tasks are that have not ended goes to ``<app>.results-states``, so that no
+look-up of a result has to read it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Sequence
-from contextlib import closing
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 
-from pulsartasks.brokers.base import Broker, Claims, Packing
+from pulsartasks.brokers.base import Broker, Claims, Packing, Reader, confirmed
 from pulsartasks.clock import Clock
 from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import TASK_ID, Publication, task_id_instant
-from pulsartasks.results.base import PackedResult, Result
+from pulsartasks.results.base import PackedResult, Reported, Result, newer
 from pulsartasks.results.inbox import LOOK_AGAIN, PushedResults, pushes
 from pulsartasks.topics import KEEPER
 
@@ -24,6 +25,8 @@ CLOCK_SKEW = 10.0
 LIKELY_SKEW = 0.25
 """Seconds by which clocks differ at most where they are kept in step: where a result is looked for first, since many
 may have been stored in ten seconds."""
+REPORT_TIMEOUT = 10.0
+"""Seconds to wait until the broker has confirmed how far tasks are."""
 
 
 class TopicResults(PushedResults):
@@ -40,10 +43,11 @@ class TopicResults(PushedResults):
     ) -> None:
         super().__init__(broker, topic=topic, claims=claims, clock=clock)
         self._expires = expires
-        self._declared = False
+        self._states = f"{topic}-states"
+        self._declared: set[str] = set()
 
     def store(self, results: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:
-        self._declare()
+        self._declare(self._topic)
         kept = [Publication(self._topic, each.value, each.id, each.headers) for each in results]
         outcomes = self._broker.publish_many([*kept, *pushes(results)])
         return [
@@ -64,11 +68,8 @@ class TopicResults(PushedResults):
         self, task_ids: Collection[str], *, until: float, skew: float = CLOCK_SKEW
     ) -> Generator[Result, None, None]:
         """Read what is kept from the instant of the oldest id on, and then what arrives."""
-        self._declare()
         left, failed = set(task_ids), dict[str, Result]()
-        began = min((task_id_instant(task_id) or 0.0) for task_id in task_ids)
-        reader = self._broker.read(self._topic, since=max(self._clock.now() - self._expires, began - skew))
-        try:
+        with self._reader(self._topic, task_ids, skew=skew) as reader:
             while left:
                 patience = 0.0 if failed else min(LOOK_AGAIN, max(0.0, until - time.monotonic()))
                 delivery = reader.receive(patience)
@@ -88,14 +89,40 @@ class TopicResults(PushedResults):
                     failed.clear()
                 elif time.monotonic() >= until:
                     return
+
+    def report(self, states: Sequence[Reported]) -> None:
+        self._declare(self._states)
+        packed = [self.pack_state(each) for each in states]
+        kept = [Publication(self._states, each.value, each.id, each.headers) for each in packed]
+        outcomes = self._broker.publish_many([*kept, *pushes(packed)], timeout=REPORT_TIMEOUT)
+        for outcome, _ in zip(outcomes, kept, strict=False):
+            confirmed(outcome)
+
+    def find_state(self, task_id: str) -> Result | None:
+        found = None
+        with self._reader(self._states, [task_id]) as reader:
+            while (delivery := reader.receive(0.0)) is not None:
+                if delivery.properties.get(TASK_ID) == task_id:
+                    found = newer(found, self._read(delivery.value, delivery.properties))
+        return found
+
+    def expire(self) -> None:
+        for topic in (self._topic, self._states):
+            self._declare(topic)
+            self._broker.trim(topic, KEEPER, before=self._clock.now() - self._expires)
+
+    @contextmanager
+    def _reader(self, topic: str, task_ids: Collection[str], *, skew: float = CLOCK_SKEW) -> Iterator[Reader]:
+        """Reads what was kept on `topic` since the instant of the oldest id."""
+        self._declare(topic)
+        began = min((task_id_instant(task_id) or 0.0) for task_id in task_ids)
+        reader = self._broker.read(topic, since=max(self._clock.now() - self._expires, began - skew))
+        try:
+            yield reader
         finally:
             reader.close()
 
-    def expire(self) -> None:
-        self._declare()
-        self._broker.trim(self._topic, KEEPER, before=self._clock.now() - self._expires)
-
-    def _declare(self) -> None:
-        if not self._declared:
-            self._broker.declare(self._topic, [KEEPER], packing=Packing(batching=True))
-            self._declared = True
+    def _declare(self, topic: str) -> None:
+        if topic not in self._declared:
+            self._broker.declare(topic, [KEEPER], packing=Packing(batching=True))
+            self._declared.add(topic)

@@ -310,6 +310,7 @@ class OrderedConsumer(ConsumerThreads):
         return True
 
     def _hold(self, held: Held) -> None:
+        self._executor.receive(held.delivery, self.subscription.name)
         due = read_eta(held.delivery.properties)
         if due > self._app.clock.now():  # Pulsar holds nothing back for exclusive and failover subscriptions
             self._lanes.park(held, due)

@@ -45,6 +45,7 @@ from pulsartasks.worker.run import Route, Run
 from pulsartasks.worker.settlement import Settler, report
 from pulsartasks.worker.signals import TaskSignals
 from pulsartasks.worker.singles import Singles
+from pulsartasks.worker.states import PATIENCE, States
 
 _log = structlog.get_logger("pulsartasks")
 _delivery: ContextVar[Delivery] = ContextVar("delivery")
@@ -80,6 +81,20 @@ class Executor:
         self._settler = Settler(app, self.guard, once, self.follow_up)
         self._loop = _LoopThread()
         self._interrupts = Interrupts(revoked)
+        self._states = States(app)
+        self._tracks = any(task.options.track_started for route in routes.values() for task in route.by_name.values())
+
+    def receive(self, delivery: Delivery, subscription: str) -> None:
+        """Tell the caller that the message is here, if it wants to know."""
+        if not self._tracks:
+            return
+        route = self._routes[delivery.topic, subscription]
+        headers = route.headers(delivery)
+        task = route.by_name.get(headers.get(message.TASK) or route.task.name)
+        task_id = headers.get(message.TASK_ID, "")
+        if task is not None and task.options.track_started and 0 < len(task_id) <= message.LONGEST_ID:
+            request = Request(task_id, task.name, retries=read_int(headers, message.ATTEMPT), headers=headers)
+            self._states.tell(request, "RECEIVED", within=PATIENCE)
 
     def execute(
         self, delivery: Delivery, subscription: str, *, retries: int = 0, in_place: bool = False
@@ -92,6 +107,8 @@ class Executor:
         if self.guard.finished_elsewhere(subscription, delivery):
             delivery.acknowledge()
             return None
+        if not in_place:
+            self.receive(delivery, subscription)
         run = self._read(delivery, subscription, retries)
         request = run.request
         context = bind_contextvars(task=request.task, id=request.id, attempt=request.retries + 1)
@@ -101,6 +118,7 @@ class Executor:
             outcome = self._run(run)
             if self._signals is not None:
                 self._signals.tell(run, outcome)
+            run = self._states.end(run, outcome)
             if in_place and isinstance(outcome, Retried):
                 self.guard.postpone(run.name, run.in_place + 1)
                 report(run, outcome)
@@ -127,6 +145,7 @@ class Executor:
 
     def close(self) -> None:
         self._settler.close()
+        self._states.close()
         self._interrupts.close()
         self._loop.close()
 
@@ -202,7 +221,8 @@ class Executor:
         acknowledgement = None
         if task.options.bind:
             acknowledgement = Acknowledgement(_delivery.get().acknowledge) if task.options.ack == "manual" else None
-            args = [TaskContext(request, policy, acknowledgement), *args]
+            args = [TaskContext(request, policy, acknowledgement, self._states.progress), *args]
+        self._begin(task, request)
         try:
             value = self._interruptibly(task, request, args, kwargs)
             if acknowledgement is not None and not acknowledgement.end():
@@ -221,6 +241,15 @@ class Executor:
         finally:
             if acknowledgement is not None:
                 acknowledgement.end()
+
+    def _begin(self, task: Task[..., Any], request: Request) -> None:
+        """Tell the caller that the task begins, or have it told what the task will tell."""
+        if task.options.ignore_result or request.headers.get(message.TASK_ID) != request.id:
+            return
+        if task.options.track_started:
+            self._states.tell(request, "STARTED")
+        elif task.options.bind:
+            self._states.begin(request)
 
     def _interruptibly(
         self, task: Task[..., Any], request: Request, args: Sequence[Any], kwargs: Mapping[str, Any]

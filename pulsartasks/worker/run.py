@@ -15,6 +15,7 @@ from pulsartasks.brokers.base import Delivery
 from pulsartasks.crashes import CrashStory
 from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Request
+from pulsartasks.results.base import Progress
 from pulsartasks.steps import STARMAP
 from pulsartasks.task import Task
 
@@ -80,6 +81,8 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
     """Why its arguments are not known."""
     began: float = msgspec.field(default_factory=time.perf_counter)
     """When it was read, by the performance counter."""
+    progress: Progress | None = None
+    """What the task told last, once it has ended."""
 
     @property
     def first_published(self) -> float:
@@ -104,6 +107,11 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
             and not self.task.options.ignore_result
             and self.headers.get(message.TASK_ID) == self.request.id
         )
+
+    @property
+    def tracked(self) -> bool:
+        """Whether its caller is told what becomes of it before its end."""
+        return self.task is not None and self.task.options.track_started and self.wants_result
 
 
 def run_key(run: Run) -> Key:

@@ -156,6 +156,7 @@ def _result(run: Run, state: State, value: object = None, *, error: BaseExceptio
         error=None if error is None else RemoteError.capture(error),
         retries=run.request.retries,
         finished_at=time.time(),
+        progress=run.progress,
     )
 
 

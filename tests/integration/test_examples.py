@@ -42,6 +42,11 @@ PROMISES = {
     "nested": ["(6+20) = 42", "(2+2+1) = 9", "(0+1+2+3+4) = 11"],
     "order_per_key": ["'Ada': [[]1, 2, 3]", "'Grace': [[]1, 2, 3]", "'Linus': [[]1, 2, 3]"],
     "outbox": ["committed:   order 3", "rolled back: order 2", "invoiced:    order 1, tea", "invoiced:    order 3"],
+    "progress": [
+        "running: PROGRESS, * of 40, page ",
+        "ended:   SUCCESS the book is done",
+        "at last: Progress(done=40, total=40, message='page 40')",
+    ],
     "resources": ["loading ", "translated: bonjour monde tâche", "... and it is put away "],
     "results_from_elsewhere": ["nobody has run it: PENDING", "a worker has: 144 SUCCESS"],
     "retry": ["attempt 3", "fetch returned '42 bytes'", "poll raised TimeoutError(the report was never done)"],

@@ -30,6 +30,8 @@ PUBLIC = {
     "MaxRetriesExceededError",
     "MessageError",
     "MessageTooLargeError",
+    "NextAttempt",
+    "Progress",
     "PublishTimeoutError",
     "PulsarTasks",
     "PulsarTasksError",
