@@ -52,6 +52,7 @@ class AsyncResult(Generic[R_co]):
         self._result: Result | None = None
         self._newest: Result | None = None
         """How far it is known to be, while it has not ended."""
+        self._forgotten = False
         self.block: Block | None = None
         """Of what it leaves with, if it was called in a block of ``app.publishing()``."""
         self.parent: AsyncResult[Any] | GroupResult[Any] | None = None
@@ -70,7 +71,8 @@ class AsyncResult(Generic[R_co]):
         Raises:
             InvalidArgumentsError: no timeout, and the task has ``durable=False``.
             ResultTimeoutError: nothing came within `timeout`; the task may still run.
-            PulsarTasksError: the task keeps no results (``ignore_result=True``), or the call was not sent yet.
+            PulsarTasksError: the task keeps no results (``ignore_result=True``), the call was not sent yet, or it was
+                told to `forget`.
             UnreadableMessageError: what the task returned does not fit its return annotation.
             TaskRevokedError: it was revoked or had expired.
             Exception: what the task raised in its last attempt: of its own type where that is imported here, else
@@ -91,6 +93,8 @@ class AsyncResult(Generic[R_co]):
         return self._value(timeout)
 
     def _check(self, timeout: float | None) -> None:
+        if self._forgotten:
+            raise PulsarTasksError(f"the result of {self.task}[{self.id}] was forgotten by forget()")
         if timeout is None and not self.durable:
             raise InvalidArgumentsError(f"{self.task} has durable=False, so its result may never come: give a timeout")
         if self.block is not None and self.block.unsent:
@@ -148,6 +152,15 @@ class AsyncResult(Generic[R_co]):
         """Have the task not run; see `PulsarTasks.revoke`."""
         self._revoke(terminate=terminate)
 
+    def forget(self) -> None:
+        """Have its result, there already or not, not be had any more: for this handle at once, for look-ups by its id
+        in any process from when this returns. Who waits for it already, or was pushed it, may still get it.
+
+        It frees nothing before ``result_expires`` where results are on a topic.
+        """
+        self._kept_results().forget(self.id)
+        self._forgotten, self._result, self._newest = True, None, None
+
     @property
     def traceback(self) -> str | None:
         """The worker's traceback if the task failed."""
@@ -177,7 +190,7 @@ class AsyncResult(Generic[R_co]):
 
     def _look(self) -> Result | None:
         """Its result, or how far it is."""
-        if self._result is None:
+        if self._result is None and not self._forgotten:
             store = self._kept_results()
             if self._sent_here:
                 self._newest = newer(self._newest, store.heard(self.id).newest)
@@ -286,6 +299,11 @@ class GroupResult(Generic[R_co]):
         """Have none of them run; see `PulsarTasks.revoke`."""
         for result in self.results:
             result.revoke(terminate=terminate)
+
+    def forget(self) -> None:
+        """Have their results not be had any more; see `AsyncResult.forget`."""
+        for result in self.results:
+            result.forget()
 
     @property
     def children(self) -> Sequence[AsyncResult[R_co]]:

@@ -25,7 +25,7 @@ WORDS = {
     "topics",
 }
 FAMILIES = {"brokers", "middleware", "results"}
-SHARED_BY_ADAPTERS = {"results.inbox"}
+SHARED_BY_ADAPTERS = {"results.forgotten", "results.inbox"}
 """What several adapters of a family stand on; counts as part of its port."""
 FACE = (
     "plugins",

@@ -266,6 +266,12 @@ class ResultStore(ABC):
         return await asyncio.to_thread(self.wait, task_id, timeout, pushed=pushed)
 
     @abstractmethod
+    def forget(self, task_id: str) -> None:
+        """Have no look-up find this result any more, nor what is stored of the task from now on; confirmed when this
+        returns.
+        """
+
+    @abstractmethod
     def expire(self) -> None:
         """Let go of what is older than ``result_expires``; workers call it now and then."""
 

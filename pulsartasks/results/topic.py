@@ -17,6 +17,7 @@ from pulsartasks.clock import Clock
 from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import TASK_ID, Publication, task_id_instant
 from pulsartasks.results.base import PackedResult, Reported, Result, newer
+from pulsartasks.results.forgotten import Forgotten
 from pulsartasks.results.inbox import LOOK_AGAIN, PushedResults, pushes
 from pulsartasks.topics import KEEPER
 
@@ -44,6 +45,8 @@ class TopicResults(PushedResults):
         super().__init__(broker, topic=topic, claims=claims, clock=clock)
         self._expires = expires
         self._states = f"{topic}-states"
+        # For longer than results are kept: the task may not have ended when it is forgotten.
+        self._forgotten = Forgotten(broker, f"{topic}-forgotten", window=2 * expires, clock=self._clock)
         self._declared: set[str] = set()
 
     def store(self, results: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:
@@ -69,12 +72,17 @@ class TopicResults(PushedResults):
     ) -> Generator[Result, None, None]:
         """Read what is kept from the instant of the oldest id on, and then what arrives."""
         left, failed = set(task_ids), dict[str, Result]()
+        forgotten: Collection[str] | None = None
         with self._reader(self._topic, task_ids, skew=skew) as reader:
             while left:
                 patience = 0.0 if failed else min(LOOK_AGAIN, max(0.0, until - time.monotonic()))
                 delivery = reader.receive(patience)
                 if delivery is not None:
                     if (task_id := delivery.properties.get(TASK_ID, "")) not in left:
+                        continue
+                    if forgotten is None:
+                        forgotten = self._forgotten.all()
+                    if task_id in forgotten:
                         continue
                     result = self._read(delivery.value, delivery.properties)
                     if result is not None and result.state == "SUCCESS":
@@ -104,12 +112,20 @@ class TopicResults(PushedResults):
             while (delivery := reader.receive(0.0)) is not None:
                 if delivery.properties.get(TASK_ID) == task_id:
                     found = newer(found, self._read(delivery.value, delivery.properties))
-        return found
+        return None if found is None or task_id in self._forgotten.all() else found
+
+    def forget(self, task_id: str) -> None:
+        self._forgotten.add(task_id)
+
+    def close(self) -> None:
+        super().close()
+        self._forgotten.close()
 
     def expire(self) -> None:
         for topic in (self._topic, self._states):
             self._declare(topic)
             self._broker.trim(topic, KEEPER, before=self._clock.now() - self._expires)
+        self._forgotten.expire()
 
     @contextmanager
     def _reader(self, topic: str, task_ids: Collection[str], *, skew: float = CLOCK_SKEW) -> Iterator[Reader]:

@@ -313,6 +313,36 @@ def test_thread_goes_on_while_a_result_is_being_stored(
     assert [call.get(timeout=30) for call in calls] == ["first", "second"]
 
 
+@pytest.mark.parametrize("when", ["after its end", "before its end"])
+def test_forgotten_result_is_not_to_be_had(
+    when: str, broker: BrokerUnderTest, name: str, app: PulsarTasks, start_worker: Workers
+) -> None:
+    @app.task(name="double", track_started=True)
+    def double(number: int) -> int:
+        return 2 * number
+
+    elsewhere = PulsarTasks(name, broker.url)
+    there = elsewhere.task(name="double")(double.function)
+    forgotten, kept = double.delay(1), double.delay(2)
+    if when == "before its end":
+        forgotten.forget()
+    start_worker(app, concurrency=1)
+    assert there.result(kept.id).get(timeout=60) == 4
+    if when == "after its end":
+        assert there.result(forgotten.id).get(timeout=60) == 2
+        double.result(forgotten.id).forget()
+        forgotten.forget()
+
+    assert there.result(forgotten.id).state == "PENDING"
+    with pytest.raises(ResultTimeoutError):
+        there.result(forgotten.id).get(timeout=0.1)
+    assert forgotten.state == "PENDING"
+    with pytest.raises(PulsarTasksError, match=r"was forgotten by forget\(\)"):
+        forgotten.get(timeout=60)
+    assert there.result(kept.id).state == "SUCCESS"
+    elsewhere.close()
+
+
 def test_results_expire(broker: BrokerUnderTest, name: str, start_worker: Workers) -> None:
     app = PulsarTasks(name, broker.url, result_expires=0.2)
 

@@ -16,7 +16,7 @@ from pulsartasks.brokers.local.broker import LocalReader
 from pulsartasks.errors import BrokerUnavailableError, TaskError
 from pulsartasks.message import Publication, new_task_id
 from pulsartasks.results import inbox
-from pulsartasks.results.base import RemoteError, Result
+from pulsartasks.results.base import Progress, RemoteError, Reported, Result
 from pulsartasks.results.inbox import PUSHED
 from pulsartasks.results.topic import TopicResults
 from tests.services import wait_until
@@ -50,6 +50,11 @@ def worker(database: Path) -> Iterator[TopicResults]:
 
 def result(task_id: str, value: object = None) -> Result:
     return Result(id=task_id, task="add", state="SUCCESS", value=msgspec.Raw(msgspec.json.encode(value)))
+
+
+def progress(task_id: str, done: int, *, retries: int = 0) -> Result:
+    """A report that was made `done` seconds after the epoch."""
+    return Result(task_id, "add", "PROGRESS", progress=Progress(done, 10), retries=retries, at=float(done))
 
 
 def failure(task_id: str) -> Result:
@@ -152,6 +157,34 @@ def test_results_of_many_calls_come_as_they_arrive_and_by_one_look(
     assert set(first) == set(task_ids[1:])
     assert [one.id for one in arriving] == task_ids[:1]
     assert len(looks) == 1
+
+
+def test_report_is_no_result_to_who_waits(caller: TopicResults, worker: TopicResults) -> None:
+    task_id = new_task_id()
+    caller.heard(task_id)  # it listens
+    found: list[Result | None] = []
+    waiter = threading.Thread(target=lambda: found.append(caller.wait(task_id, 30, pushed=True)))
+    waiter.start()
+
+    for number in range(3):
+        worker.report([Reported(progress(task_id, number), caller.reply_to)])
+    wait_until(lambda: caller.heard(task_id).newest == progress(task_id, 2), "it was not pushed")
+    worker.keep(result(task_id, 5), reply_to=caller.reply_to)
+    waiter.join(30)
+
+    assert found == [result(task_id, 5)]
+
+
+def test_newest_report_counts_in_whatever_order_they_arrive(caller: TopicResults, worker: TopicResults) -> None:
+    task_id = new_task_id()
+    caller.heard(task_id)
+    reports = [progress(task_id, 1, retries=1), progress(task_id, 9), progress(task_id, 2, retries=1)]
+    reports += [progress(task_id, 0, retries=1)]
+
+    worker.report([Reported(each, caller.reply_to) for each in reports])
+
+    assert caller.find_state(task_id) == progress(task_id, 2, retries=1)
+    wait_until(lambda: caller.heard(task_id).newest == progress(task_id, 2, retries=1), "it was not pushed")
 
 
 def test_wait_for_a_call_made_elsewhere_follows_what_is_kept(caller: TopicResults, worker: TopicResults) -> None:
