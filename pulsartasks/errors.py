@@ -135,7 +135,26 @@ class TimeLimitExceeded(PulsarTasksError, TimeoutError):  # noqa: N818 - Celery'
 
 
 class TaskError(PulsarTasksError):
-    """A task failed with an exception whose type cannot be rebuilt here; the text names it."""
+    """A task failed with an exception that cannot be rebuilt here; this one stands in for it and tells the same."""
+
+    def __init__(self, text: str = "", type: str = "", message: str = "", traceback: str = "") -> None:  # noqa: A002
+        super().__init__(text)
+        self.type = type
+        """Of the task's own exception, e.g. ``shop.errors.OutOfStock``."""
+        self.message = message
+        """What that says."""
+        self.traceback = traceback
+        """The worker's, with the exceptions that led to it."""
+
+    def __reduce__(self) -> tuple[type[TaskError], tuple[str, ...]]:
+        return TaskError, (str(self), self.type, self.message, self.traceback)
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - it is shown as the cause, above what was raised
+    """The worker's traceback: the ``__cause__`` of what `AsyncResult.get` raises, so that Python shows it."""
+
+    def __str__(self) -> str:
+        return f"in the worker:\n\n{self.args[0]}"
 
 
 class ChordError(PulsarTasksError):

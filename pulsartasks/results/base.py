@@ -9,12 +9,13 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from pulsartasks.errors import PulsarTasksError, TaskError
+from pulsartasks.errors import PulsarTasksError, RemoteTraceback, TaskError
 from pulsartasks.serializers import UNREADABLE, encode
 
 State = Literal["PENDING", "RECEIVED", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
@@ -33,8 +34,9 @@ class RemoteError(msgspec.Struct, frozen=True, omit_defaults=True):
     """``module:qualified name`` of its class."""
     message: str
     arguments: list[Any]
-    """The exception's ``args`` if they are data, else its text."""
+    """What its class is called with to make it, if that is data, else its text."""
     traceback: str
+    """Also of the exceptions that led to it."""
     part: str = ""
     """The call that raised it, as ``task[id]``, if that is not the one whose result this is."""
 
@@ -42,7 +44,7 @@ class RemoteError(msgspec.Struct, frozen=True, omit_defaults=True):
     def capture(cls, error: BaseException) -> RemoteError:
         message = text_of(error)[:LONGEST_TEXT]
         try:
-            arguments = encode(error.args)
+            arguments = encode(_arguments_of(error))
             values = msgspec.json.decode(arguments) if len(arguments) <= LONGEST_TEXT else [message]
         except (TypeError, *UNREADABLE):  # what can just be written may be too deep to be read
             values = [message]
@@ -54,24 +56,28 @@ class RemoteError(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
     def restore(self) -> BaseException:
-        """The exception itself where its class is already imported here, else a `TaskError` that names it.
+        """The exception itself where its class is already imported here, else a `TaskError` that tells the same; its
+        cause is the worker's traceback.
 
-        Nothing is imported for it: a result is data, and data must not choose what code runs.
+        Nothing is imported for it: a result is data, and data must not choose what code runs. Nor is anything but an
+        `Exception` made: what ends a task (``SystemExit``, ``KeyboardInterrupt``) is not to end its caller.
         """
         error = self._rebuilt()
+        error.__cause__ = RemoteTraceback(self.traceback)
         if self.part and hasattr(error, "add_note"):  # from Python 3.11 on
             error.add_note(f"raised by {self.part}, which came before")
         return error
 
-    def _rebuilt(self) -> BaseException:
-        module, _, name = self.type.partition(":")
-        kind = getattr(sys.modules.get(module), name, None)
-        if isinstance(kind, type) and issubclass(kind, Exception):
-            try:
-                return kind(*self.arguments)
-            except Exception:  # noqa: BLE001 - any constructor may run here; the stand-in tells the same story
-                return TaskError(f"{name}: {self.message}")
-        return TaskError(f"{name}: {self.message}")
+    def _rebuilt(self) -> Exception:
+        kind = _imported(self.type)
+        with suppress(Exception):  # any constructor may run here; the stand-in tells the same story
+            if kind is not None:
+                error = kind(*self.arguments)
+                if text_of(error) != self.message:  # it made its text of other arguments than those it kept
+                    error.args = tuple(self.arguments)
+                return error
+        name = self.type.rpartition(":")[2]
+        return TaskError(f"{name}: {self.message}", self.type.replace(":", "."), self.message, self.traceback)
 
 
 class Failure(RemoteError, frozen=True, kw_only=True):  # noqa: N818 - it is what is told of one
@@ -94,6 +100,24 @@ class Failure(RemoteError, frozen=True, kw_only=True):  # noqa: N818 - it is wha
     def summary(self) -> str:
         """One line."""
         return f"{self.name} raised {self.type.rpartition(':')[2]}: {self.message}"
+
+
+def _imported(name: str) -> type[Exception] | None:
+    """The exception class called ``module:qualified name`` if it is imported here; runs no module's own code."""
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found if isinstance(found, type) and issubclass(found, Exception) else None
+
+
+def _arguments_of(error: BaseException) -> tuple[Any, ...]:
+    """What pickle would make it of: that knows e.g. the file name of an ``OSError``, which is not in its ``args``."""
+    with suppress(Exception):  # the code of whoever defined it
+        made = error.__reduce__()
+        if isinstance(made, tuple) and made[0] is type(error) and isinstance(made[1], tuple):
+            return made[1]
+    return error.args
 
 
 def text_of(error: BaseException, form: Callable[[BaseException], str] = str) -> str:

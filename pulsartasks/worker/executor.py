@@ -22,7 +22,6 @@ from pulsartasks.errors import (
     Reject,
     Replace,
     Retry,
-    TaskError,
     Terminate,
     TimeLimitExceeded,
     UnacknowledgedError,
@@ -33,6 +32,7 @@ from pulsartasks.errors import (
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Middleware, wrap_execute
 from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.results.base import RemoteError
 from pulsartasks.retry import RetryPolicy, backoff, unknown_task_delay
 from pulsartasks.task import Task
 from pulsartasks.worker.copies import Copies
@@ -322,7 +322,7 @@ async def _contained(coroutine: Coroutine[Any, Any, Any]) -> Any:
     try:
         return await coroutine
     except (SystemExit, KeyboardInterrupt) as error:
-        raise TaskError(repr(error)) from error
+        raise RemoteError.capture(error).restore() from error
 
 
 class _LoopThread:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,6 +18,7 @@ from pulsartasks import PulsarTasks, PulsarTasksError, ResultTimeoutError, TaskE
 from pulsartasks.message import TASK_ID, new_task_id
 from pulsartasks.results import topic as results
 from pulsartasks.results.base import PackedResult
+from pulsartasks.task import Task
 from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
 from tests.services import wait_until
@@ -199,10 +203,45 @@ def test_exception_that_cannot_be_rebuilt_is_told_in_words(app: PulsarTasks, sta
 
     start_worker(app)
 
-    with pytest.raises(TaskError, match="StubbornError: 7: no"):
+    with pytest.raises(TaskError, match="StubbornError: 7: no") as caught:
         fail.delay().get(timeout=30)
+    assert (caught.value.type, caught.value.message) == (f"{__name__}.StubbornError", "7: no")
+    assert 'raise StubbornError(7, reason="no")' in caught.value.traceback
     with pytest.raises(TaskError, match="LocalError: <object"):
         fail_locally.delay().get(timeout=30)
+
+
+def test_traceback_of_the_worker_is_shown_with_what_led_to_it(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def fail() -> None:
+        try:
+            raise KeyError("stock")
+        except KeyError as error:
+            raise QuotaError(3, 2) from error
+
+    start_worker(app)
+
+    with pytest.raises(QuotaError) as caught:
+        fail.delay().get(timeout=30)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.index('raise KeyError("stock")') < shown.index("raise QuotaError(3, 2) from error")
+    assert shown.index("raise QuotaError(3, 2) from error") < shown.index("fail.delay().get(timeout=30)")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_what_would_end_a_process_does_not_end_the_caller(kind: str, app: PulsarTasks, start_worker: Workers) -> None:
+    def leave() -> None:
+        sys.exit(3)
+
+    async def leave_async() -> None:
+        sys.exit(3)
+
+    task: Task[[], Any] = app.task(leave) if kind == "sync" else app.task(leave_async)
+    start_worker(app)
+
+    with pytest.raises(TaskError, match="SystemExit: 3") as caught:
+        task.delay().get(timeout=30)
+    assert caught.value.type == "builtins.SystemExit"
 
 
 def test_enormous_exception_reaches_the_caller_in_part(app: PulsarTasks, start_worker: Workers) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pulsartasks.brokers.base import Delivery
 from pulsartasks.brokers.local import LocalBroker
 from pulsartasks.brokers.local.broker import LocalReader
-from pulsartasks.errors import BrokerUnavailableError, TaskError
+from pulsartasks.errors import BrokerUnavailableError, RemoteTraceback, TaskError
 from pulsartasks.message import Publication, new_task_id
 from pulsartasks.results import inbox
 from pulsartasks.results.base import Progress, RemoteError, Reported, Result
@@ -300,7 +300,26 @@ def test_closed_store_stops_listening(broker: LocalBroker) -> None:
 
 
 class KnownError(Exception):
-    pass
+    class InnerError(Exception):
+        pass
+
+
+class SpokenError(Exception):
+    """Keeps its text alone."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+
+
+class PickledError(Exception):
+    """Says how it is made."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code, self.reason = code, reason
+
+    def __reduce__(self) -> tuple[type[PickledError], tuple[int, str]]:
+        return PickledError, (self.code, self.reason)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +329,11 @@ class KnownError(Exception):
         (ValueError(), ValueError()),
         (KeyError("k"), KeyError("k")),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), None),
+        (KnownError.InnerError(1), KnownError.InnerError(1)),
+        (SpokenError(7), SpokenError(7)),
+        (FileNotFoundError(2, "No such file", "x.txt"), FileNotFoundError(2, "No such file", "x.txt")),
+        (TaskError("E: no", "shop.E", "no", "somewhere"), TaskError("E: no", "shop.E", "no", "somewhere")),
+        (PickledError(7, "no"), PickledError(7, "no")),
         (SystemExit(3), TaskError("SystemExit: 3")),
         (KeyboardInterrupt(), TaskError("KeyboardInterrupt: ")),
     ],
@@ -320,7 +344,9 @@ def test_exception_travels_as_data(error: BaseException, restored: Exception | N
     found = sent.restore()
 
     if restored is not None:
-        assert (type(found), found.args) == (type(restored), restored.args)
+        assert (type(found), str(found), found.args) == (type(restored), str(restored), restored.args)
+        assert not getattr(restored, "type", "") or vars(found) == vars(restored)
+        assert isinstance(found.__cause__, RemoteTraceback)
     assert isinstance(found, Exception)
 
 
