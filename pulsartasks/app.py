@@ -28,7 +28,7 @@ from pulsartasks.middleware.base import Middleware, wrap_publish
 from pulsartasks.options import TaskKeywords, TaskOptions
 from pulsartasks.published import Testing
 from pulsartasks.publishing import Publishing
-from pulsartasks.results.base import ResultStore
+from pulsartasks.results.base import Place, ResultBackend, ResultStore
 from pulsartasks.revocation import Notice
 from pulsartasks.schedule import Entry, Missed, Publishable, Schedule, define
 from pulsartasks.serializers import type_hints
@@ -61,6 +61,9 @@ class PulsarTasks:
                 here).
         namespace: TENANT/NAMESPACE of topics given by a short name; default: ``PULSARTASKS_NAMESPACE``, else
             ``public/default``.
+        results: where results are kept; default: on a topic of the broker. A database:
+            ``sqlalchemy+postgresql+psycopg://user@host/database``, ``sqlalchemy+sqlite:///path/results.db``, or
+            `pulsartasks.results.sqlalchemy.SQLAlchemyResults`.
         result_expires: seconds that results are kept; default: a day.
         middleware: goes around every publish and every attempt, the first one outermost.
         claim_check: a `ClaimCheck`: what is large travels through its blob store; without one it is refused.
@@ -69,12 +72,13 @@ class PulsarTasks:
         ConfigurationError: one of these is not what it should be.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a setting of the app each, all with a default
         self,
         name: str,
         broker: str | None = None,
         *,
         namespace: str | None = None,
+        results: str | ResultBackend = "topic",
         result_expires: float = 86_400.0,
         middleware: Sequence[Middleware] = (),
         claim_check: Claims | None = None,
@@ -88,6 +92,9 @@ class PulsarTasks:
         self.claims = claim_check or Claims()
         self.clock: Clock = SystemClock()
         """Where it takes the time from; a test may hold it."""
+        if not isinstance(results, str) and not hasattr(results, "open"):
+            raise ConfigurationError(f"app {name!r}: results= is a URL or what has open(place), not {results!r}")
+        self.result_backend = results
         self._broker_url = broker
         self._namespace = namespace
         self._tasks: dict[str, Task[..., Any]] = {}
@@ -443,12 +450,9 @@ class _Connection:
         self.pid = os.getpid()
         self.declared: set[str] = set()
         self.broker = open_broker(app.broker_url)
-        self.results: ResultStore = plugins.load("results", "topic").TopicResults(
-            self.broker,
-            topic=app.qualify(f"{app.name}.results"),
-            expires=app.result_expires,
-            claims=app.claims,
-            clock=app.clock,
+        topic = app.qualify(f"{app.name}.results")
+        self.results = open_results(
+            app.result_backend, Place(self.broker, topic, app.result_expires, app.claims, app.clock)
         )
         self.threads = ThreadPoolExecutor(ASYNC_THREADS, "pulsartasks-async")
         self._inherited = inherited
@@ -461,6 +465,21 @@ class _Connection:
         self.threads.shutdown(wait=False)
         self.results.close()
         self.broker.close()
+
+
+def open_results(backend: str | ResultBackend, place: Place) -> ResultStore:
+    """This process's store at `backend`, an URL whose scheme begins with the store's name and a plus, or an object.
+
+    Raises:
+        ConfigurationError: there is no such store, or its URL is wrong.
+    """
+    if not isinstance(backend, str):
+        return backend.open(place)
+    name, _, url = backend.partition("+")
+    if "://" in name:
+        raise ConfigurationError(f"{backend!r} is no place for results; did you mean 'sqlalchemy+{backend}'?")
+    store: ResultStore = plugins.load("results", name).open_results(url, place)
+    return store
 
 
 def open_broker(url: str) -> Broker:

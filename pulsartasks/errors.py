@@ -19,6 +19,7 @@ PulsarTasksError
 │   ├── UnconfirmedError        (also a ConnectionError)
 │   └── ClosedError
 ├── ResultTimeoutError          (also a TimeoutError)
+├── ResultStoreError            (also a ConnectionError)
 ├── WorkerCrashedError          a task took its worker process with it, too often
 ├── TimeLimitExceeded           (also a TimeoutError) a task's process was killed by its hard time limit
 ├── UnacknowledgedError         a task with ack="manual" ended without self.ack()
@@ -124,6 +125,10 @@ class ClosedError(BrokerError):
 
 class ResultTimeoutError(PulsarTasksError, TimeoutError):
     """No result arrived within the timeout; the task may still be waiting or running."""
+
+
+class ResultStoreError(PulsarTasksError, ConnectionError):
+    """The database of results cannot be reached, or did not do what was asked; workers try again."""
 
 
 class WorkerCrashedError(PulsarTasksError):

@@ -10,6 +10,9 @@ from types import ModuleType
 
 from pulsartasks.errors import ConfigurationError
 
+SHARED = {"base", "forgotten", "inbox"}
+"""Modules that are no choice themselves, but what others stand on."""
+
 
 def load(group: str, name: str) -> ModuleType:
     """The module of pulsartasks' own `group` (``brokers``, ``results``, ``testing``, ...) called `name`.
@@ -21,7 +24,7 @@ def load(group: str, name: str) -> ModuleType:
         ConfigurationError: there is none of this name, or it needs a package that is not installed.
     """
     package = importlib.import_module(f"pulsartasks.{group}")
-    ours = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    ours = {module.name for module in pkgutil.iter_modules(package.__path__)} - SHARED
     try:
         if name in ours:
             return importlib.import_module(f"pulsartasks.{group}.{name}")
@@ -34,5 +37,5 @@ def load(group: str, name: str) -> ModuleType:
     close = difflib.get_close_matches(name, ours, n=1)
     raise ConfigurationError(
         f"there is no {name!r} among the {group}; "
-        + (f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(ours - {'base'}))}")
+        + (f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(ours))}")
     )

@@ -10,11 +10,13 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from pulsartasks.brokers.base import Broker, Claims
+from pulsartasks.clock import Clock, SystemClock
 from pulsartasks.errors import PulsarTasksError, RemoteTraceback, TaskError
 from pulsartasks.serializers import UNREADABLE, encode
 
@@ -208,6 +210,7 @@ class PackedResult:
     """The result as JSON; or in its place what `headers` have a claim to."""
     headers: Mapping[str, str]
     reply_to: str | None
+    state: State
 
 
 class Reported(NamedTuple):
@@ -215,6 +218,25 @@ class Reported(NamedTuple):
 
     state: Result
     reply_to: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a store is told of its app."""
+
+    broker: Broker
+    topic: str
+    """Full name of the topic of results, after which those of the callers are named too."""
+    expires: float = 86_400.0
+    """Seconds that a result is kept."""
+    claims: Claims = field(default_factory=Claims)
+    clock: Clock = field(default_factory=SystemClock)
+
+
+class ResultBackend(Protocol):
+    """Where an app keeps its results, as `PulsarTasks` takes it: each process opens its own store there."""
+
+    def open(self, place: Place) -> ResultStore: ...
 
 
 class ResultStore(ABC):

@@ -21,11 +21,11 @@ from uuid import uuid4
 import msgspec
 import structlog
 
-from pulsartasks.brokers.base import Broker, Claims, Delivery, Reader, check_size
-from pulsartasks.clock import Clock, SystemClock
+from pulsartasks.brokers.base import Broker, Delivery, Reader, check_size
+from pulsartasks.clock import Clock
 from pulsartasks.errors import ClosedError, PulsarTasksError
 from pulsartasks.message import CLAIM, LONGEST_ID, TASK_ID, Publication, task_id_instant
-from pulsartasks.results.base import Heard, PackedResult, Reported, Result, ResultStore, newer, text_of
+from pulsartasks.results.base import Heard, PackedResult, Place, Reported, Result, ResultStore, newer, text_of
 from pulsartasks.serializers import UNREADABLE
 from pulsartasks.topics import volatile_topic
 
@@ -44,19 +44,16 @@ _decode_list = msgspec.json.Decoder(list[Result]).decode
 
 
 class PushedResults(ResultStore):
-    """A store whose results are also pushed to the caller, so that a wait needs it only where a push may be missing.
+    """A store whose results are also pushed to the caller, so that a wait needs it only where a push may be missing."""
 
-    Args:
-        topic: full name of the app's topic of results, after which those of its callers are named.
-    """
-
-    def __init__(self, broker: Broker, *, topic: str, claims: Claims | None = None, clock: Clock | None = None) -> None:
-        self._broker = broker
-        self._clock = clock or SystemClock()
-        self._claims = claims or Claims()
-        self._topic = topic
-        replies = volatile_topic(topic)
-        self._inbox = Inbox(broker, f"{replies}-{uuid4().hex}", self._clock)
+    def __init__(self, place: Place) -> None:
+        self._broker = place.broker
+        self._clock = place.clock
+        self._claims = place.claims
+        self._topic = place.topic
+        self._expires = place.expires
+        replies = volatile_topic(place.topic)
+        self._inbox = Inbox(place.broker, f"{replies}-{uuid4().hex}", place.clock)
         self._may_reply_to = re.compile(re.escape(replies) + "-(?!.*-partition-)[0-9A-Za-z-]{1,64}").fullmatch
 
     @abstractmethod
@@ -72,12 +69,14 @@ class PushedResults(ResultStore):
         kept = self._claims.stow(Publication(self._topic, value, key=result.id, properties={TASK_ID: result.id}))
         if (error := check_size(kept)) is not None:
             raise error
-        return PackedResult(result.id, kept.value, kept.properties, self._allowed(reply_to))
+        return PackedResult(result.id, kept.value, kept.properties, self._allowed(reply_to), result.state)
 
     def pack_state(self, reported: Reported) -> PackedResult:
         """What is kept and pushed of a task that has not ended; never so large that it would need a claim."""
         state, reply_to = reported
-        return PackedResult(state.id, msgspec.json.encode(state), {TASK_ID: state.id}, self._allowed(reply_to))
+        return PackedResult(
+            state.id, msgspec.json.encode(state), {TASK_ID: state.id}, self._allowed(reply_to), state.state
+        )
 
     def find(self, task_id: str) -> Result | None:
         return self._first(task_id, until=0.0)

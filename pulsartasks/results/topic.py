@@ -12,11 +12,10 @@ import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 
-from pulsartasks.brokers.base import Broker, Claims, Packing, Reader, confirmed
-from pulsartasks.clock import Clock
-from pulsartasks.errors import PulsarTasksError
+from pulsartasks.brokers.base import Packing, Reader, confirmed
+from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import TASK_ID, Publication, task_id_instant
-from pulsartasks.results.base import PackedResult, Reported, Result, newer
+from pulsartasks.results.base import PackedResult, Place, Reported, Result, newer
 from pulsartasks.results.forgotten import Forgotten
 from pulsartasks.results.inbox import LOOK_AGAIN, PushedResults, pushes
 from pulsartasks.topics import KEEPER
@@ -30,23 +29,27 @@ REPORT_TIMEOUT = 10.0
 """Seconds to wait until the broker has confirmed how far tasks are."""
 
 
+def open_results(url: str, place: Place) -> TopicResults:
+    """The store of this process.
+
+    Raises:
+        ConfigurationError: `url` says more than that it is a topic.
+    """
+    if url:
+        raise ConfigurationError(f"results: a topic needs no {url!r}; leave results= out")
+    return TopicResults(place)
+
+
 class TopicResults(PushedResults):
     """Results on the broker that also carries the calls."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        *,
-        topic: str,
-        expires: float = 86_400.0,
-        claims: Claims | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        super().__init__(broker, topic=topic, claims=claims, clock=clock)
-        self._expires = expires
-        self._states = f"{topic}-states"
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._states = f"{place.topic}-states"
         # For longer than results are kept: the task may not have ended when it is forgotten.
-        self._forgotten = Forgotten(broker, f"{topic}-forgotten", window=2 * expires, clock=self._clock)
+        self._forgotten = Forgotten(
+            place.broker, f"{place.topic}-forgotten", window=2 * place.expires, clock=place.clock
+        )
         self._declared: set[str] = set()
 
     def store(self, results: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:

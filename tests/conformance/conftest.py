@@ -114,14 +114,29 @@ LOCAL, PULSAR = "local", pytest.param("pulsar", marks=pytest.mark.pulsar)
 TLS = pytest.param("tls", marks=pytest.mark.tls)
 
 
+STORES = [
+    ("local", "topic"),
+    ("local", "sqlite"),
+    ("local", "postgres"),
+    pytest.param("pulsar", "topic", marks=pytest.mark.pulsar),
+    pytest.param("pulsar", "postgres", marks=pytest.mark.pulsar),
+]
+"""Brokers, and where results are kept, for tests with the fixture `results`."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests run on both brokers; those marked `wire`, and all with PULSARTASKS_TEST_TLS, on a Pulsar with TLS."""
+    """Tests run on both brokers, and some with each store of results; those marked `wire`, and all with
+    PULSARTASKS_TEST_TLS, on a Pulsar with TLS.
+    """
     if "broker" in metafunc.fixturenames:
         brokers = [LOCAL, PULSAR]
         if metafunc.definition.get_closest_marker("wire"):
             brokers.append(TLS)
         only_tls = os.environ.get("PULSARTASKS_TEST_TLS")
-        metafunc.parametrize("broker", [TLS] if only_tls else brokers, indirect=True)
+        if "results" in metafunc.fixturenames:
+            metafunc.parametrize("broker, results", [(TLS, "topic")] if only_tls else STORES, indirect=True)
+        else:
+            metafunc.parametrize("broker", [TLS] if only_tls else brokers, indirect=True)
 
 
 @pytest.fixture
@@ -137,6 +152,16 @@ def broker(request: pytest.FixtureRequest) -> Iterator[BrokerUnderTest]:
         # Not pytest's folder: the path of a Unix socket beside the database must be short.
         with tempfile.TemporaryDirectory(prefix="pt-") as folder:
             yield Local(Path(folder))
+
+
+@pytest.fixture
+def results(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where results are kept, as `PulsarTasks` takes it: on the broker, or in a database."""
+    if request.param == "sqlite":
+        return f"sqlalchemy+sqlite:///{tmp_path}/results.db"
+    if request.param == "postgres":
+        return f"sqlalchemy+{request.getfixturevalue('postgres')}"
+    return "topic"
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from structlog.testing import capture_logs
 
 from pulsartasks import PulsarTasks, PulsarTasksError, ResultTimeoutError, TaskError, UnreadableMessageError
 from pulsartasks.message import TASK_ID, new_task_id
-from pulsartasks.results import topic as results
 from pulsartasks.results.base import PackedResult
 from pulsartasks.task import Task
 from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
@@ -49,6 +48,14 @@ class StubbornError(Exception):
     def __init__(self, code: int, *, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
         self.code, self.reason = code, reason
+
+
+@pytest.fixture
+def app(broker: BrokerUnderTest, name: str, results: str) -> Iterator[PulsarTasks]:
+    """An app with each store of results."""
+    app = PulsarTasks(name, broker.url, results=results)
+    yield app
+    app.close()
 
 
 @pytest.mark.wire
@@ -107,7 +114,7 @@ def test_waiting_is_woken_by_the_push_not_by_looking(
     listening = time.time() + 0.01  # an id tells its instant by the millisecond
     wait_until(lambda: time.time() > listening, "time stood still")
     result = wait.delay()
-    monkeypatch.setattr(results.TopicResults, "find", lambda *_: pytest.fail("it looked"))
+    monkeypatch.setattr(type(app.results), "find", lambda *_: pytest.fail("it looked"))
     threading.Timer(0.3, release.set).start()
 
     assert result.get(timeout=30) == "done"
@@ -131,7 +138,7 @@ def test_result_that_came_before_anybody_waited_is_there(app: PulsarTasks, start
 
 
 def test_result_can_be_looked_up_by_id_from_another_process(
-    broker: BrokerUnderTest, name: str, app: PulsarTasks, start_worker: Workers
+    broker: BrokerUnderTest, name: str, results: str, app: PulsarTasks, start_worker: Workers
 ) -> None:
     @app.task(name="double")
     def double(number: int) -> int:
@@ -140,7 +147,7 @@ def test_result_can_be_looked_up_by_id_from_another_process(
     start_worker(app)
     ids = [double.delay(number).id for number in range(5)]
 
-    elsewhere = PulsarTasks(name, broker.url)
+    elsewhere = PulsarTasks(name, broker.url, results=results)
     there = elsewhere.task(name="double")(double.function)
 
     assert [there.result(task_id).get(timeout=30) for task_id in ids] == [0, 2, 4, 6, 8]
@@ -311,14 +318,14 @@ def test_result_is_kept_before_the_message_is_acknowledged(
         return 2 * number
 
     backlogs: list[int] = []
-    store = results.TopicResults.store
+    store = type(app.results).store
 
-    def stored(self: results.TopicResults, packed: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:
+    def stored(self: Any, packed: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:
         errors = store(self, packed)
         backlogs.append(broker.backlog(double.topics.work, double.subscription))
         return errors
 
-    monkeypatch.setattr(results.TopicResults, "store", stored)
+    monkeypatch.setattr(type(app.results), "store", stored)
     start_worker(app)
 
     double.delay(1).get(timeout=30)
@@ -337,13 +344,13 @@ def test_thread_goes_on_while_a_result_is_being_stored(
             return word
 
     second_ran = threading.Event()
-    store = results.TopicResults.store
+    store = type(app.results).store
 
-    def stored(self: results.TopicResults, packed: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:
+    def stored(self: Any, packed: Sequence[PackedResult]) -> Sequence[PulsarTasksError | None]:
         assert second_ran.wait(60), "the only thread waited for the first result"
         return store(self, packed)
 
-    monkeypatch.setattr(results.TopicResults, "store", stored)
+    monkeypatch.setattr(type(app.results), "store", stored)
     start_worker(app, concurrency=1)
     calls = [note.delay("first"), note.delay("second")]
     record.wait_for(2)
@@ -354,13 +361,13 @@ def test_thread_goes_on_while_a_result_is_being_stored(
 
 @pytest.mark.parametrize("when", ["after its end", "before its end"])
 def test_forgotten_result_is_not_to_be_had(
-    when: str, broker: BrokerUnderTest, name: str, app: PulsarTasks, start_worker: Workers
+    when: str, broker: BrokerUnderTest, name: str, results: str, app: PulsarTasks, start_worker: Workers
 ) -> None:
     @app.task(name="double", track_started=True)
     def double(number: int) -> int:
         return 2 * number
 
-    elsewhere = PulsarTasks(name, broker.url)
+    elsewhere = PulsarTasks(name, broker.url, results=results)
     there = elsewhere.task(name="double")(double.function)
     forgotten, kept = double.delay(1), double.delay(2)
     if when == "before its end":
@@ -382,8 +389,8 @@ def test_forgotten_result_is_not_to_be_had(
     elsewhere.close()
 
 
-def test_results_expire(broker: BrokerUnderTest, name: str, start_worker: Workers) -> None:
-    app = PulsarTasks(name, broker.url, result_expires=0.2)
+def test_results_expire(broker: BrokerUnderTest, name: str, results: str, start_worker: Workers) -> None:
+    app = PulsarTasks(name, broker.url, results=results, result_expires=0.2)
 
     @app.task
     def double(number: int) -> int:
@@ -399,7 +406,9 @@ def test_results_expire(broker: BrokerUnderTest, name: str, start_worker: Worker
     app.close()
 
 
-def test_result_message_can_be_told_by_its_headers(app: PulsarTasks, start_worker: Workers) -> None:
+def test_result_message_can_be_told_by_its_headers(broker: BrokerUnderTest, name: str, start_worker: Workers) -> None:
+    app = PulsarTasks(name, broker.url)
+
     @app.task
     def double(number: int) -> int:
         return 2 * number
@@ -415,3 +424,4 @@ def test_result_message_can_be_told_by_its_headers(app: PulsarTasks, start_worke
     assert delivery.key == result.id
     assert msgspec.json.decode(delivery.value)["value"] == 8
     reader.close()
+    app.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,12 +13,19 @@ from structlog.testing import capture_logs
 
 from pulsartasks import AsyncResult, BrokerUnavailableError, PulsarTasks, TaskContext
 from pulsartasks.results.base import Reported, State
-from pulsartasks.results.topic import TopicResults
 from pulsartasks.task import Task
 from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.services import wait_until
 
 pytestmark = pytest.mark.guarantee(13)
+
+
+@pytest.fixture
+def app(broker: BrokerUnderTest, name: str, results: str) -> Iterator[PulsarTasks]:
+    """An app with each store of results."""
+    app = PulsarTasks(name, broker.url, results=results)
+    yield app
+    app.close()
 
 
 @pytest.fixture
@@ -79,10 +86,11 @@ def test_progress_is_found_from_another_process(
     go_on: threading.Event,
     broker: BrokerUnderTest,
     name: str,
+    results: str,
 ) -> None:
     start_worker(app)
     task_id = stepping.delay().id
-    elsewhere = PulsarTasks(name, broker.url)
+    elsewhere = PulsarTasks(name, broker.url, results=results)
     there = elsewhere.task(name="stepping", bind=True)(stepping.function).result(task_id)
 
     wait_for_state(there, "PROGRESS")
@@ -99,11 +107,11 @@ def test_progress_that_arrives_after_the_result_is_of_no_account(
     late: list[Reported] = []
     app.results.heard("")  # it listens
 
-    def keep_for_later(self: TopicResults, states: Sequence[Reported]) -> None:
+    def keep_for_later(self: Any, states: Sequence[Reported]) -> None:
         late.extend(states)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TopicResults, "report", keep_for_later)
+        patch.setattr(type(app.results), "report", keep_for_later)
         start_worker(app)
         result = stepping.delay()
         wait_until(lambda: bool(late), "nothing was told")
@@ -141,16 +149,16 @@ def test_task_waits_for_no_broker_that_takes_no_progress(
     go_on: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    report = TopicResults.report
+    report = type(app.results).report
     broken = threading.Event()
     broken.set()
 
-    def fail(self: TopicResults, states: Sequence[Reported]) -> None:
+    def fail(self: Any, states: Sequence[Reported]) -> None:
         if broken.is_set():
             raise BrokerUnavailableError("away")
         report(self, states)
 
-    monkeypatch.setattr(TopicResults, "report", fail)
+    monkeypatch.setattr(type(app.results), "report", fail)
     with capture_logs() as logs:
         start_worker(app)
         go_on.set()

@@ -16,7 +16,7 @@ from pulsartasks.brokers.local.broker import LocalReader
 from pulsartasks.errors import BrokerUnavailableError, RemoteTraceback, TaskError
 from pulsartasks.message import Publication, new_task_id
 from pulsartasks.results import inbox
-from pulsartasks.results.base import Progress, RemoteError, Reported, Result
+from pulsartasks.results.base import Place, Progress, RemoteError, Reported, Result
 from pulsartasks.results.inbox import PUSHED
 from pulsartasks.results.topic import TopicResults
 from tests.services import wait_until
@@ -33,7 +33,7 @@ def broker(database: Path) -> Iterator[LocalBroker]:
 
 @pytest.fixture
 def caller(broker: LocalBroker) -> Iterator[TopicResults]:
-    store = TopicResults(broker, topic=TOPIC)
+    store = TopicResults(Place(broker, TOPIC))
     yield store
     store.close()
 
@@ -42,7 +42,7 @@ def caller(broker: LocalBroker) -> Iterator[TopicResults]:
 def worker(database: Path) -> Iterator[TopicResults]:
     """The store of another process."""
     broker = LocalBroker(database)
-    store = TopicResults(broker, topic=TOPIC)
+    store = TopicResults(Place(broker, TOPIC))
     yield store
     store.close()
     broker.close()
@@ -223,7 +223,7 @@ def test_look_up_ends_at_a_success(caller: TopicResults, worker: TopicResults) -
 
 
 def test_expired_results_are_let_go_of_and_others_kept(broker: LocalBroker) -> None:
-    store = TopicResults(broker, topic=TOPIC, expires=0.5)
+    store = TopicResults(Place(broker, TOPIC, expires=0.5))
     old, young = new_task_id(), new_task_id()
     store.keep(result(old), reply_to=None)
     border = time.time() + 0.6
@@ -288,7 +288,7 @@ def test_broker_that_fails_for_a_moment_does_not_end_the_listening(
 
 
 def test_closed_store_stops_listening(broker: LocalBroker) -> None:
-    store = TopicResults(broker, topic=TOPIC)
+    store = TopicResults(Place(broker, TOPIC))
     store.wait(new_task_id(), 0, pushed=True)
 
     store.close()

@@ -37,6 +37,7 @@ PUBLIC = {
     "PulsarTasksError",
     "Reject",
     "Request",
+    "ResultStoreError",
     "ResultTimeoutError",
     "Retry",
     "Schedule",
