@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pulsartasks.errors import InvalidArgumentsError, PulsarTasksError, ResultTimeoutError, UnreadableMessageError
 from pulsartasks.publishing import Block
-from pulsartasks.results.base import Progress, Result, ResultStore, State, newer
+from pulsartasks.results.base import LOOK_AGAIN, Progress, Result, ResultStore, State, newer
 from pulsartasks.serializers import PayloadCodec
 
 R_co = TypeVar("R_co", covariant=True)
@@ -52,6 +53,8 @@ class AsyncResult(Generic[R_co]):
         self._result: Result | None = None
         self._newest: Result | None = None
         """How far it is known to be, while it has not ended."""
+        self._looked_at: float | None = None
+        """When what is kept was looked at, in monotonic seconds."""
         self._forgotten = False
         self.block: Block | None = None
         """Of what it leaves with, if it was called in a block of ``app.publishing()``."""
@@ -189,16 +192,30 @@ class AsyncResult(Generic[R_co]):
         return self._store, self._sent_here, self.durable, "" if self.block is None else self.block.unsent
 
     def _look(self) -> Result | None:
-        """Its result, or how far it is."""
-        if self._result is None and not self._forgotten:
-            store = self._kept_results()
-            if self._sent_here:
-                self._newest = newer(self._newest, store.heard(self.id).newest)
-            if self._newest is None or not self._newest.ended:
-                self._newest = newer(self._newest, store.find(self.id) or store.find_state(self.id))
-            if self._newest is not None and self._newest.ended:
-                self._result = self._newest
-        return self._result or self._newest
+        """Its result, or how far it is.
+
+        Of a call made here that was pushed; what is kept is looked at first, if a push may have been missed, and then
+        every `LOOK_AGAIN` seconds: so a loop that asks costs nothing.
+        """
+        if self._result is not None or self._forgotten:
+            return self._result
+        store = self._kept_results()
+        time_to_look = True
+        if self._sent_here:
+            heard, complete = store.heard(self.id)
+            self._newest = newer(self._newest, heard)
+            time_to_look = self._time_to_look(complete)
+        if time_to_look and (self._newest is None or not self._newest.ended):
+            self._newest = newer(self._newest, store.find(self.id) or store.find_state(self.id))
+            self._looked_at = time.monotonic()
+        if self._newest is not None and self._newest.ended:
+            self._result = self._newest
+        return self._newest
+
+    def _time_to_look(self, complete: bool) -> bool:
+        if self._looked_at is None and complete:
+            self._looked_at = time.monotonic()
+        return self._looked_at is None or time.monotonic() - self._looked_at >= LOOK_AGAIN
 
     def _kept_results(self) -> ResultStore:
         if self._store is None:

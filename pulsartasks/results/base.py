@@ -25,6 +25,8 @@ ENDED: frozenset[State] = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 LONGEST_TEXT = 16_384
 """Characters of a message or traceback that travel with an error, and bytes of its arguments."""
+LOOK_AGAIN = 30.0
+"""Seconds after which what is kept is looked at again, in case a push was lost."""
 LONGEST_NOTE = 1000
 """Characters of a message that travel with a task's progress."""
 

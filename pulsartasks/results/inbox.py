@@ -25,12 +25,20 @@ from pulsartasks.brokers.base import Broker, Delivery, Reader, check_size
 from pulsartasks.clock import Clock
 from pulsartasks.errors import ClosedError, PulsarTasksError
 from pulsartasks.message import CLAIM, LONGEST_ID, TASK_ID, Publication, task_id_instant
-from pulsartasks.results.base import Heard, PackedResult, Place, Reported, Result, ResultStore, newer, text_of
+from pulsartasks.results.base import (
+    LOOK_AGAIN,
+    Heard,
+    PackedResult,
+    Place,
+    Reported,
+    Result,
+    ResultStore,
+    newer,
+    text_of,
+)
 from pulsartasks.serializers import UNREADABLE
 from pulsartasks.topics import volatile_topic
 
-LOOK_AGAIN = 30.0
-"""Seconds after which a wait looks at what is kept, in case a push was lost."""
 LISTEN_AGAIN = 1.0
 """Seconds after which listening is tried again that the broker did not allow."""
 PUSHED = 100_000

@@ -15,9 +15,9 @@ from contextlib import closing, contextmanager
 from pulsartasks.brokers.base import Packing, Reader, confirmed
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import TASK_ID, Publication, task_id_instant
-from pulsartasks.results.base import PackedResult, Place, Reported, Result, newer
+from pulsartasks.results.base import LOOK_AGAIN, PackedResult, Place, Reported, Result, newer
 from pulsartasks.results.forgotten import Forgotten
-from pulsartasks.results.inbox import LOOK_AGAIN, PushedResults, pushes
+from pulsartasks.results.inbox import PushedResults, pushes
 from pulsartasks.topics import KEEPER
 
 CLOCK_SKEW = 10.0

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from pulsartasks import PulsarTasks, PulsarTasksError, ResultTimeoutError, TaskError, UnreadableMessageError
 from pulsartasks.message import TASK_ID, new_task_id
-from pulsartasks.results.base import PackedResult
+from pulsartasks.results.base import PackedResult, Result
 from pulsartasks.task import Task
 from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record
@@ -118,6 +118,57 @@ def test_waiting_is_woken_by_the_push_not_by_looking(
     threading.Timer(0.3, release.set).start()
 
     assert result.get(timeout=30) == "done"
+
+
+def test_asking_again_and_again_looks_no_more_than_once_in_a_while(
+    app: PulsarTasks, start_worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    @app.task
+    def wait() -> str:
+        release.wait(60)
+        return "done"
+
+    looks: list[str] = []
+    find = type(app.results).find
+
+    def count(self: Any, task_id: str) -> Result | None:
+        looks.append(task_id)
+        return find(self, task_id)
+
+    monkeypatch.setattr(type(app.results), "find", count)
+    missed = wait.delay()
+    assert [missed.state for _ in range(100)] == ["PENDING"] * 100
+    assert looks == [missed.id], "before it listened a push may have been missed"
+    listening = time.time() + 0.01  # an id tells its instant by the millisecond
+    wait_until(lambda: time.time() > listening, "time stood still")
+    heard = wait.delay()
+    start_worker(app)
+    assert [heard.ready() for _ in range(100)] == [False] * 100
+    release.set()
+
+    wait_until(lambda: missed.ready() and heard.successful(), "no result")
+    assert looks == [missed.id]
+    assert (missed.get(timeout=0), heard.get(timeout=0)) == ("done", "done")
+
+
+def test_result_whose_push_was_lost_is_found_by_asking_on(
+    app: PulsarTasks, start_worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    app.results.heard("")  # it listens, but
+    monkeypatch.setattr("pulsartasks.results.inbox.Inbox._take", lambda *_: None)
+    monkeypatch.setattr("pulsartasks.result.LOOK_AGAIN", 0.5)
+    start_worker(app)
+
+    result = double.delay(1)
+
+    wait_until(result.ready, "it was not looked for")
+    assert result.get(timeout=0) == 2
 
 
 def test_result_that_came_before_anybody_waited_is_there(app: PulsarTasks, start_worker: Workers) -> None:
