@@ -36,6 +36,8 @@ def app() -> PulsarTasks:
         ({"ack": "never"}, "ack must be 'late', 'early' or 'manual', not 'never'"),
         ({"ack": "manual"}, "ack='manual' is done by self.ack(); write bind=True"),
         ({"once": True, "ack": "early"}, "once=True records a success before the acknowledgement"),
+        ({"track_started": "yes"}, "track_started must be True or False, not 'yes'"),
+        ({"track_started": True, "ignore_result": True}, "of which ignore_result=True leaves nothing"),
         ({"once_for": 0}, "once_for must be seconds, more than 0, not 0"),
         ({"once_for": float("inf")}, "once_for must be seconds, more than 0, not inf"),
         ({"start": "now"}, "start must be 'earliest' or 'latest', not 'now'"),
