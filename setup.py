@@ -27,6 +27,8 @@ EXTRAS = {
     "pydantic": ["pydantic>=2.11"],
 }
 DEV = [
+    "aiosqlite>=0.21",
+    "asyncpg>=0.30",
     "basedpyright>=1.31",  # pyright in a wheel, with the Node that it runs on
     "boto3-stubs[s3]>=1.36",
     "coverage[toml]>=7.6",
@@ -38,6 +40,7 @@ DEV = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "ruff>=0.9",
+    "sqlalchemy[asyncio]>=2.0.40",
     "types-setuptools",
     "types-wtforms",
 ]

@@ -18,13 +18,11 @@ import fcntl
 import itertools
 import threading
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
+from typing import Any, Concatenate, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -33,21 +31,26 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry
+from typing_extensions import ParamSpec
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.canvas import Canvas
+from pulsartasks.contrib.outbox_order import CommitOrder, stable_hash
 from pulsartasks.contrib.outbox_sequences import Deduplication
 from pulsartasks.errors import (
     AuthenticationError,
     BrokerUnavailableError,
     ClosedError,
     ConfigurationError,
+    InvalidArgumentsError,
     PublishTimeoutError,
     PulsarTasksError,
 )
 from pulsartasks.message import TASK_ID, Publication
 from pulsartasks.retry import backoff
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Transaction: TypeAlias = "Session | scoped_session[Any] | sa.Connection"
 
 BATCH = 100
@@ -59,12 +62,17 @@ STAND_BY = 1.0
 PUBLISH_TIMEOUT = 10.0
 LONGEST_REST = 10.0
 """Seconds between two tries to reach a broker or database that is away."""
-COMMIT_LOCKS = 64
-"""How many keys, about, can be committed at the same instant."""
 
 _TRANSIENT = (BrokerUnavailableError, PublishTimeoutError, AuthenticationError, ClosedError)
 
 _log = structlog.get_logger("pulsartasks")
+
+
+class AsyncTransaction(Protocol):
+    """SQLAlchemy's AsyncSession or AsyncConnection, which cannot be imported where greenlet is not installed."""
+
+    async def run_sync(self, fn: Callable[Concatenate[Any, P], T], *arg: P.args, **kw: P.kwargs) -> T:
+        """Call `fn` with the synchronous session or connection behind it."""
 
 
 class Outbox:
@@ -93,7 +101,7 @@ class Outbox:
         self.table = sa.Table(
             name,
             metadata,
-            # A row's place: on PostgreSQL it is given anew in the moment of the commit, see `_CommitOrder`.
+            # A row's place: on PostgreSQL it is given anew in the moment of the commit, see `CommitOrder`.
             sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
             sa.Column("shard", sa.Integer, nullable=False),
             sa.Column("topic", sa.Text, nullable=False),
@@ -119,13 +127,13 @@ class Outbox:
             sa.Column("sequence_id", sa.BigInteger, nullable=False, server_default="0"),
         )
         self._turns = itertools.count()
-        self._commit_order = _CommitOrder(self.table)
+        self._commit_order = CommitOrder(self.table)
 
     def add(self, session: Transaction, signature: Canvas[Any]) -> str | None:
         """Store a call or event in the transaction of `session`; it is sent if and when that commits.
 
         Args:
-            session: a synchronous Session or Connection.
+            session: a synchronous Session or Connection; for asynchronous ones there is `aadd`.
             signature: ``task.s(...)``, ``topic.s(payload)``, or a canvas that begins with one call, like a chain.
 
         Returns:
@@ -135,6 +143,8 @@ class Outbox:
             InvalidArgumentsError: the arguments do not fit the task or topic, or it begins with several calls. Nothing
                 was stored.
         """
+        if hasattr(session, "run_sync"):
+            raise InvalidArgumentsError("the session is asynchronous; write: await outbox.aadd(session, ...)")
         publication = signature.publication()
         connection = _connection_of(session, self.table)
         insert = self.table.insert().values(
@@ -151,6 +161,10 @@ class Outbox:
         connection.info[self.name] = True  # wakes a relay of this process when the connection goes back to its pool
         return publication.properties.get(TASK_ID)
 
+    async def aadd(self, session: AsyncTransaction, signature: Canvas[Any]) -> str | None:
+        """`add` for SQLAlchemy's asyncio: an AsyncSession or AsyncConnection."""
+        return await session.run_sync(self.add, signature)
+
     def release(self, session: Transaction) -> int:
         """Let what was parked be sent again, in the transaction of `session`; gives the number of rows."""
         parked = self.table.c.error.is_not(None)
@@ -166,8 +180,34 @@ class Outbox:
         """
         return Relay(self, app, engine)
 
+    def relay_in_worker(self, app: PulsarTasks, engine: sa.Engine) -> None:
+        """Relay in each process of the workers of `app`, on a thread, from a worker's start until it stops.
+
+        Call it where the tasks are defined, before a worker starts; other programs that import it relay nothing.
+
+        Raises:
+            ConfigurationError: `engine` is neither PostgreSQL nor SQLite.
+        """
+        self.relay(app, engine)  # refused now, not when a worker starts
+        running: dict[object, tuple[threading.Event, threading.Thread]] = {}
+
+        def start(sender: object, **_: object) -> None:
+            stop, relay = threading.Event(), self.relay(app, engine)
+            thread = threading.Thread(target=relay.run, args=[stop], name=f"{self.name}-relay", daemon=True)
+            running[sender] = stop, thread
+            thread.start()
+
+        def end(sender: object, **_: object) -> None:
+            if sender in running:
+                stop, thread = running.pop(sender)
+                stop.set()
+                thread.join()
+
+        app.signals.worker_init.connect(start)
+        app.signals.worker_shutdown.connect(end)
+
     def _shard(self, key: str | None) -> int:
-        return (next(self._turns) if key is None else _stable_hash(key)) % self.shards
+        return (next(self._turns) if key is None else stable_hash(key)) % self.shards
 
 
 def _connection_of(session: Transaction, table: sa.Table) -> sa.Connection:
@@ -406,7 +446,7 @@ def _claim_in_postgresql(outbox: Outbox, connection: sa.Connection) -> Iterator[
     with connection.begin():  # the server notices within half a minute that a relay's machine is gone
         for setting, value in (("idle", "10"), ("interval", "5"), ("count", "4")):
             connection.execute(sa.select(sa.func.set_config(f"tcp_keepalives_{setting}", value, False)))
-    family = _stable_hash(f"{outbox.table.fullname}.relay", signed=True)
+    family = stable_hash(f"{outbox.table.fullname}.relay", signed=True)
     held: set[int] = set()
     next_try = 0.0
 
@@ -451,48 +491,3 @@ def _claim_in_sqlite(outbox: Outbox, connection: sa.Connection) -> Iterator[Call
 
 _CLAIMS = {"postgresql": _claim_in_postgresql, "sqlite": _claim_in_sqlite}
 """By dialect: how the shards are claimed that are free; they stay this relay's until the context ends."""
-
-
-class _CommitOrder:
-    """Numbers keyed rows anew while they are being committed, so that their order is that of the commits.
-
-    PostgreSQL draws ids when rows are inserted, but transactions that overlap may commit the other way round, and a
-    relay that looks between the two commits would send the later row first. So the last thing that a transaction does
-    is to take the locks of its keys, which are released after its rows can be seen, and then to draw their ids anew.
-    Nobody is kept waiting while it works, and locks that come last and sorted do not lead to deadlocks.
-    """
-
-    def __init__(self, table: sa.Table) -> None:
-        self._table = table
-        self._added: WeakKeyDictionary[sa.RootTransaction, list[tuple[int, int]]] = WeakKeyDictionary()
-        """The lock and id of each row that a transaction added, also of those in a savepoint that was rolled back."""
-
-    def keep(self, connection: sa.Connection, key: str, row_id: int) -> None:
-        """Remember a row that was added with `connection` until it commits."""
-        transaction = connection.get_transaction()
-        if transaction is None:
-            return  # committed already, by a connection in autocommit mode
-        if transaction not in self._added:
-            self._added[transaction] = []
-            if not event.contains(connection, "commit", self._renumber):
-                event.listen(connection, "commit", self._renumber)
-        self._added[transaction].append((_stable_hash(key) % COMMIT_LOCKS, row_id))
-
-    def _renumber(self, connection: sa.Connection) -> None:
-        transaction = connection.get_transaction()
-        added = self._added.pop(transaction, None) if transaction is not None else None
-        if not added:
-            return
-        family = _stable_hash(f"{self._table.fullname}.commit", signed=True)
-        locks = sorted({lock for lock, _ in added})
-        connection.execute(sa.select(*(sa.func.pg_advisory_xact_lock(family, lock) for lock in locks)))
-        table = connection.dialect.identifier_preparer.format_table(self._table)
-        place = sa.func.nextval(sa.func.pg_get_serial_sequence(table, "id"))
-        renumber = self._table.update().where(self._table.c.id == sa.bindparam("old")).values(id=place)
-        connection.execute(renumber, [{"old": row_id} for _, row_id in added])
-
-
-def _stable_hash(text: str, *, signed: bool = False) -> int:
-    """The same number in every process: 32 bits, as a signed integer where PostgreSQL wants one."""
-    number = zlib.crc32(text.encode())
-    return number - (number >> 31 << 32) if signed else number

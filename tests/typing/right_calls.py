@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 from typing_extensions import assert_type
 
 from pulsartasks import (
@@ -24,6 +27,7 @@ from pulsartasks import (
     group,
     shared_task,
 )
+from pulsartasks.contrib.sqlalchemy import Outbox
 from pulsartasks.published import Published
 
 
@@ -164,3 +168,14 @@ def tests() -> None:
         assert_type(running.assert_published(add, 1, y=2), Published)
         assert_type(running.assert_published(placed, Order(1, "Ada")), Published)
         assert_type(running.published(wait), Sequence[Published])
+
+
+def stored(outbox: Outbox, session: Session, connection: Connection) -> None:
+    assert_type(outbox.add(session, add.s(1)), str | None)
+    assert_type(outbox.add(connection, placed.s(Order(1, "Ada"))), str | None)
+
+
+async def stored_from_asyncio(outbox: Outbox, session: AsyncSession, connection: AsyncConnection) -> None:
+    assert_type(await outbox.aadd(session, add.s(1)), str | None)
+    assert_type(await outbox.aadd(connection, placed.s(Order(1, "Ada"))), str | None)
+    assert_type(await session.run_sync(outbox.release), int)

@@ -5,6 +5,10 @@ A checker that has nothing to say about a line complains that its `ignore` is no
 
 from __future__ import annotations
 
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from pulsartasks.contrib.sqlalchemy import Outbox
 from tests.typing.right_calls import Order, add, app, ask, fetch, mail, placed, shared, wait, wait_bound
 
 
@@ -75,3 +79,8 @@ def wrong_expectations_of_a_test() -> None:
     with app.testing(eager="yes") as running:  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         running.assert_published(add, "1")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
         running.assert_published(placed, "order")  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def wrong_transactions(outbox: Outbox, session: Session, asynchronous: AsyncSession) -> None:
+    outbox.add(asynchronous, add.s(1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await outbox.aadd(session, add.s(1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
