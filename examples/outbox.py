@@ -37,6 +37,9 @@ def send_invoice(number: int) -> None:
     handled.release()
 
 
+outbox.relay_in_worker(app, engine)
+
+
 def place_order(number: int, article: str) -> None:
     with Session(engine) as session, session.begin():
         session.add(Order(number=number, article=article))
@@ -55,16 +58,10 @@ def main() -> None:
         except ValueError as error:
             print(f"rolled back: order {number}, {error}", flush=True)
 
-    # On threads of this process, for once; otherwise the relay and the worker are processes of their own.
-    stop = threading.Event()
-    relay = threading.Thread(target=outbox.relay(app, engine).run, args=(stop,))
-    worker = Worker(app)
-    relay.start()
+    worker = Worker(app)  # and its relay, on threads of this process, for once
     worker.start()
     for _ in range(2):
         handled.acquire(timeout=10)
-    stop.set()
-    relay.join()
     worker.stop()
 
 

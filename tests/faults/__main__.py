@@ -76,7 +76,14 @@ def play(scenario: Scenario, setting: Setting) -> Verdict:
         stage = Stage(setting, Path(folder))
         try:
             verdict = scenario.play(stage) or stage.finish()
-            suspect = (verdict.lost, verdict.early, verdict.disordered, verdict.held, verdict.unexplained)
+            suspect = (
+                verdict.lost,
+                verdict.early,
+                verdict.unsent,
+                verdict.disordered,
+                verdict.held,
+                verdict.unexplained,
+            )
             for number in {number for numbers in suspect for number in numbers[:1]}:
                 print("\n".join([f"    {number}:", *(f"      {line}" for line in stage.story(number))]), flush=True)
             return verdict

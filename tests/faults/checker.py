@@ -140,6 +140,8 @@ class Verdict:
     """Other tasks with more duplicates than faults of their own."""
     exact: bool
     """The broker gives nothing out twice by itself."""
+    unsent: Sequence[int] = ()
+    """Ran, and nobody ever sent them."""
 
     @property
     def complaints(self) -> list[str]:
@@ -147,6 +149,7 @@ class Verdict:
         found: dict[str, Sequence[int]] = {
             "lost": self.lost,
             "early": self.early,
+            "never sent": self.unsent,
             "out of order": self.disordered,
             "run twice without a reason": self.unexplained,
         }
@@ -186,6 +189,7 @@ def check(
         faults=len(history.faults),
         lost=sorted(confirmed - history.done() - set(dead)),
         early=sorted({number for number, runs in history.runs.items() if _is_early(number, runs, history, plan)}),
+        unsent=sorted(history.runs.keys() - history.sendings.keys()),
         disordered=sorted(set(_disordered(history, plan))),
         dead=len(set(dead)),
         duplicates=sum(sum(counts.values()) for counts in extra.values()),

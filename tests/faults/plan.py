@@ -60,4 +60,9 @@ def fails(number: int) -> bool:
     return chord % 10 == 9 and part == chord % PARTS
 
 
-PLANS: Mapping[str, Plan] = {"mixed": mixed, "steady": steady, "chords": chords}
+def keyed(number: int) -> Call:
+    """Three of four with a key."""
+    return Call(key=None if number // KEYS % 4 == 3 else f"key-{number % KEYS}", seconds=0.0)
+
+
+PLANS: Mapping[str, Plan] = {"mixed": mixed, "steady": steady, "chords": chords, "keyed": keyed}

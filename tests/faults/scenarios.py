@@ -16,6 +16,7 @@ from tests.faults.beats import kill_leaders
 from tests.faults.checker import ACK_WINDOW, Verdict
 from tests.faults.disk import SmallDisk
 from tests.faults.entries import Kind
+from tests.faults.outbox import kill_relays
 from tests.faults.proxy import Proxy
 from tests.faults.stage import Stage, wait_until_connected
 from tests.services import LOOPBACK
@@ -186,6 +187,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "beat": Scenario(kill_leaders, "the leader of three copies of beat killed ten times", share=0.006),
     "chords": Scenario(kill_workers, "chords of 20 parts, in one of ten a part fails; killed like `workers`", rate=210,
                        share=0.21, plan="chords"),
+    "outbox": Scenario(kill_relays, "outboxes whose relays are killed, and Pulsar for a minute", rate=200,
+                       share=0.75, plan="keyed", own_server=True),
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ class Stage:
         self.entries = EntryFile(folder / "entries")
         self._name = f"f{uuid4().hex[:10]}"
         self._stack = ExitStack()
-        self._app = tasks.make_app(self._name, setting.url, self.entries, PLANS[setting.plan])
+        self.app = tasks.make_app(self._name, setting.url, self.entries, PLANS[setting.plan])
         self._history: list[Entry] = []
         self._open: set[int] = set()
         self._published = 0
@@ -73,13 +73,17 @@ class Stage:
 
     # Playing
 
-    def publish(self, first: int = 0) -> None:
+    def publish(self, first: int = 0, *, by: str = "tests.faults.publisher", arguments: Sequence[str] = ()) -> None:
         """Start a process that calls the tasks from `first` on."""
-        command = [sys.executable, "-m", "tests.faults.publisher"]
-        command += [str(first), str(self.setting.tasks), str(self.setting.rate)]
-        publisher = subprocess.Popen(command, cwd=CHECKOUT, env={**os.environ, **self._environment})
-        self._publishers.append(publisher)
-        self._stack.callback(_end, publisher)
+        numbers = (first, self.setting.tasks, self.setting.rate)
+        self._publishers.append(self.start(by, *arguments, *map(str, numbers)))
+
+    def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a program of the run, which ends with it at the latest."""
+        command = [sys.executable, "-m", module, *arguments]
+        process = subprocess.Popen(command, cwd=CHECKOUT, env={**os.environ, **self._environment})
+        self._stack.callback(_end, process)
+        return process
 
     def start_worker(self, *arguments: str, url: str | None = None) -> WorkerProcess:
         env = {**self._environment, "PULSARTASKS_BROKER": url or self.setting.url}
@@ -94,7 +98,7 @@ class Stage:
     @property
     def topics(self) -> list[str]:
         """The topics that the tasks are called through, by their full names."""
-        return [topic for t in self._app.tasks.values() for topic in (t.topics.calls, t.topics.retry, t.topics.delayed)]
+        return [topic for t in self.app.tasks.values() for topic in (t.topics.calls, t.topics.retry, t.topics.delayed)]
 
     @property
     def publisher(self) -> subprocess.Popen[bytes]:
@@ -175,7 +179,7 @@ class Stage:
 
     def close(self) -> None:
         self._stack.close()
-        self._app.close()
+        self.app.close()
         self.entries.close()
 
     def _look(self) -> None:
@@ -186,9 +190,9 @@ class Stage:
 
     def _dead(self) -> list[int]:
         found = []
-        kept_of = (task for task in self._app.tasks.values() if task.options.dead_letter)
-        for kept in DeadLetters(self._app, *kept_of).list():
-            [*_, number], _ = self._app.tasks[kept.task].codec.decode(kept.delivery.value)
+        kept_of = (task for task in self.app.tasks.values() if task.options.dead_letter)
+        for kept in DeadLetters(self.app, *kept_of).list():
+            [*_, number], _ = self.app.tasks[kept.task].codec.decode(kept.delivery.value)
             found.append(int(number))
         return found
 

@@ -23,6 +23,7 @@ TASKS = {
     "disk": 400,
     "beat": 15,
     "chords": 420,
+    "outbox": 800,
 }
 """So many that it takes a few seconds, a fault in each of them. `rolling` is one of the conformance tests already."""
 

@@ -95,6 +95,10 @@ def test_task_that_was_never_confirmed_is_not_lost_but_missed() -> None:
     assert verdict.complaints == ["only 0 of 1 tasks were confirmed"]
 
 
+def test_task_that_ran_and_that_nobody_sent_is_complained_about() -> None:
+    assert Story().ran(PLAIN, 1, 2).verdict().complaints == ["1 never sent: 0"]
+
+
 def test_dead_letter_is_neither_done_nor_lost_but_complained_about() -> None:
     verdict = Story(PLAIN).verdict(PLAIN)
 
