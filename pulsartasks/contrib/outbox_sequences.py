@@ -29,28 +29,32 @@ class Deduplication:
         self._app = app
         self._name = name
         self._shard_table = shard_table
-        self._answers: dict[str, tuple[bool, float]] = {}
-        """By topic, and until when (monotonic seconds) the answer counts."""
+        self._answers: dict[str, tuple[bool | None, float]] = {}
+        """By topic, None where there was none, and until when (monotonic seconds) it counts."""
 
     def covers(self, topic: str) -> bool:
-        """Whether the broker deduplicates what is sent to `topic`, which exists from then on.
+        """Whether what is sent to `topic`, which exists from then on, is to be numbered.
+
+        It is unless the broker says that it does not deduplicate: where nobody who knows can be asked, e.g. while the
+        broker starts, numbers do no harm, and a row that was sent before is recognised only by its number.
 
         Raises:
             PulsarTasksError: the topic is out of reach.
         """
-        known, until = self._answers.get(topic, (False, 0.0))
+        known, until = self._answers.get(topic, (None, 0.0))
         if time.monotonic() < until:
-            return known
+            return known is not False
         self._app.declare(topic)
+        answer: bool | None
         try:
             answer, until = self._app.broker.deduplicates(topic), float("inf")
-        except PulsarTasksError:  # nobody who may say so is there: at least once is always right
-            answer, until = False, time.monotonic() + ASK_AGAIN
+        except PulsarTasksError:
+            answer, until = None, time.monotonic() + ASK_AGAIN
         if topic not in self._answers or answer is not known:
             delivery = "effectively once" if answer else "at least once"
             _log.info("outbox.reached", outbox=self._name, topic=topic, delivery=delivery)
         self._answers[topic] = (answer, until)
-        return answer
+        return answer is not False
 
     def producer(self, shard: int) -> str:
         """The name under which all relays of a shard publish; with the app's, as others may have such an outbox."""

@@ -15,7 +15,7 @@ from pulsartasks.contrib.sqlalchemy import BATCH
 from pulsartasks.errors import BrokerUnavailableError
 from pulsartasks.message import Publication
 from tests.integration.shop import READER, Shop, killed_before_deletion, orders, running
-from tests.services import PulsarServer, wait_until
+from tests.services import LOOPBACK, PulsarServer, free_ports, wait_until
 
 
 @pytest.fixture
@@ -50,6 +50,19 @@ def test_relay_says_that_it_is_at_least_once_without_the_policy(shop: Shop) -> N
         sent, arrived = killed_before_deletion(shop)
 
     assert Counter(arrived) == Counter(sent + sent[:BATCH])
+    assert [entry["delivery"] for entry in logs if entry["event"] == "outbox.reached"] == ["at least once"]
+
+
+def test_nothing_is_sent_again_though_nobody_says_that_the_broker_deduplicates(deduplicating: Shop) -> None:
+    """As while it starts: the admin interface does not answer, and the topic can be sent to."""
+    (port,) = free_ports(1)
+    url = deduplicating.broker_url.partition("?")[0] + f"?admin_url=http://{LOOPBACK}:{port}"
+    shop = Shop(deduplicating.database_url, url, topic=deduplicating.ordered.name)
+    with capture_logs() as logs:
+        sent, arrived = killed_before_deletion(shop)
+    shop.close()
+
+    assert Counter(arrived) == Counter(sent)
     assert [entry["delivery"] for entry in logs if entry["event"] == "outbox.reached"] == ["at least once"]
 
 
