@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import math
 import threading
 import time
 from collections import defaultdict
@@ -219,10 +220,10 @@ def _connection_of(session: Transaction, table: sa.Table) -> sa.Connection:
 class Relay:
     """Publishes the committed rows of an outbox, confirmed by the broker, and then deletes them.
 
-    Any number of processes may run one: each shard is relayed by one at a time, and the others stand by. The claim
-    to a shard ends with the process that holds it, however that ends: on PostgreSQL it is an advisory lock (so the
-    engine must not go through a pooler that shares connections between transactions, such as PgBouncer's transaction
-    mode), on SQLite the lock of a file beside the database.
+    Any number of processes may run one: each shard is relayed by one at a time. On PostgreSQL they share the shards, on
+    SQLite one has them all and the others stand by. The claim to a shard ends with the process that holds it, however
+    that ends: on PostgreSQL it is an advisory lock (so the engine must not go through a pooler that shares connections
+    between transactions, such as PgBouncer's transaction mode), on SQLite the lock of a file beside the database.
 
     Rows that this process committed are seen at once, those of others within 0.1 s.
     """
@@ -262,6 +263,8 @@ class Relay:
                 while not stop.is_set():
                     if (shards := set(claim())) != known:
                         _log.info("outbox.claimed", outbox=self._outbox.name, shards=tuple(shards))
+                        self._deduplication.retire(known - shards)
+                        known.clear()
                         known.update(shards)
                         self._unsure = True
                     self._look(connection, shards, stop)
@@ -441,25 +444,36 @@ class _Rest:
 
 @contextmanager
 def _claim_in_postgresql(outbox: Outbox, connection: sa.Connection) -> Iterator[Callable[[], Collection[int]]]:
-    """Advisory locks of `connection`: they end with it, so it is closed and not given back to its pool."""
+    """Advisory locks of `connection`: they end with it, so it is closed and not given back to its pool.
+
+    Once a second each relay counts all of them, and gives back what is more than its share.
+    """
     connection.detach()
     with connection.begin():  # the server notices within half a minute that a relay's machine is gone
         for setting, value in (("idle", "10"), ("interval", "5"), ("count", "4")):
             connection.execute(sa.select(sa.func.set_config(f"tcp_keepalives_{setting}", value, False)))
     family = stable_hash(f"{outbox.table.fullname}.relay", signed=True)
+    locks = sa.table("pg_locks", *map(sa.column, ("locktype", "classid", "objid")))
+    present = sa.select(sa.func.count()).where(
+        locks.c.locktype == "advisory", locks.c.classid == family % 2**32, locks.c.objid == outbox.shards
+    )
+    with connection.begin():  # a lock beyond those of the shards, which all relays share
+        connection.execute(sa.select(sa.func.pg_advisory_lock_shared(family, outbox.shards)))
     held: set[int] = set()
     next_try = 0.0
 
     def claim() -> Collection[int]:
         nonlocal next_try
-        free = [shard for shard in range(outbox.shards) if shard not in held]
-        if free and time.monotonic() >= next_try:
+        if time.monotonic() >= next_try:
             next_try = time.monotonic() + STAND_BY
             with connection.begin():
-                got = connection.execute(
-                    sa.select(*(sa.func.pg_try_advisory_lock(family, shard) for shard in free))
-                ).one()
-            held.update(shard for shard, locked in zip(free, got, strict=True) if locked)
+                share = math.ceil(outbox.shards / connection.execute(present).scalar_one())
+                for shard in sorted(held)[share:]:
+                    connection.execute(sa.select(sa.func.pg_advisory_unlock(family, shard)))
+                    held.remove(shard)
+                for shard in set(range(outbox.shards)) - held:
+                    if len(held) < share and connection.scalar(sa.select(sa.func.pg_try_advisory_lock(family, shard))):
+                        held.add(shard)
         return held
 
     yield claim

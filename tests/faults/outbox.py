@@ -46,7 +46,8 @@ def kill_relays(stage: Stage) -> None:
             relays[place].wait(30)
             relays[place] = _relay(stage, databases[place // RELAYS])
         outage.result()
-    assert stage.publisher.returncode == 0, f"the writer ended with {stage.publisher.returncode}"
+    if stage.publisher.poll() != 0:
+        raise RuntimeError(f"the writer got as far as {stage.confirmed():,}, and ended with {stage.publisher.poll()}")
     for database in databases:
         wait_until(database.is_empty, f"rows are left {database.name}", timeout=stage.setting.patience)
     _read(stage)

@@ -282,6 +282,25 @@ def test_two_relays_send_each_row_once(shop: Shop) -> None:
     assert numbers_by_key(arrived) == numbers_by_key(sent)
 
 
+def test_relays_share_the_shards_and_the_last_one_has_them_all(postgres_shop: Shop) -> None:
+    shop = postgres_shop
+
+    def claims() -> list[tuple[int, ...]]:
+        return [entry["shards"] for entry in logs if entry["event"] == "outbox.claimed"]
+
+    with capture_logs() as logs, running(shop.relay()):
+        wait_until(lambda: claims() == [(0, 1, 2, 3)], "the first relay has not all shards")
+        other = sa.create_engine(shop.database_url)
+        with running(shop.relay(other)):
+            wait_until(lambda: set(claims()[1:]) == {(0, 1), (2, 3)}, "the relays do not share the shards")
+            shop.send(*orders(200, keys=20))
+            arrived = shop.receive(200)
+        wait_until(lambda: claims()[-1] == (0, 1, 2, 3), "the last relay has not all shards")
+        other.dispose()
+
+    assert numbers_by_key(arrived) == numbers_by_key(orders(200, keys=20))
+
+
 def test_stand_by_takes_over_from_a_relay_that_stops(shop: Shop) -> None:
     other = sa.create_engine(shop.database_url)
     with running(shop.relay(other)):
