@@ -1,6 +1,7 @@
 """Tasks on Apache Pulsar: a decorator maps a function onto a topic and a subscription."""
 
 from pulsartasks.app import PulsarTasks
+from pulsartasks.batch import Batch
 from pulsartasks.canvas import Canvas, chain, chord, group
 from pulsartasks.claims import ClaimCheck
 from pulsartasks.clock import FrozenClock
@@ -51,6 +52,7 @@ __all__ = [
     "AsyncResult",
     "AuthenticationError",
     "AuthorizationError",
+    "Batch",
     "BrokerError",
     "BrokerUnavailableError",
     "CallError",

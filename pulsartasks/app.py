@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks import plugins
+from pulsartasks.batch import Batch
 from pulsartasks.brokers.base import UNPACKED, Broker, Claims, Packing, Reader, confirmed
 from pulsartasks.clock import Clock, FrozenClock, SystemClock
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
@@ -34,7 +35,7 @@ from pulsartasks.schedule import Entry, Missed, Publishable, Schedule, define
 from pulsartasks.serializers import type_hints
 from pulsartasks.shared import SharedTask
 from pulsartasks.signals import Signals
-from pulsartasks.task import BindingDecorator, Decorator, Task
+from pulsartasks.task import BatchDecorator, BatchTask, BindingDecorator, Decorator, Task
 from pulsartasks.topic import Topic
 from pulsartasks.topics import COUNTER, DEAD_LETTERS, DEFAULT_NAMESPACE, KEEPER, check_namespace, qualify, short_name
 
@@ -116,6 +117,8 @@ class PulsarTasks:
     def task(self, *, bind: Literal[True], **options: Unpack[TaskKeywords]) -> BindingDecorator: ...
     @overload
     def task(self, *, bind: Literal[False] = False, **options: Unpack[TaskKeywords]) -> Decorator: ...
+    @overload
+    def task(self, *, batch: Batch, **options: Unpack[TaskKeywords]) -> BatchDecorator: ...
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:  # type: ignore[misc]
         """Make a function a task: ``@app.task`` or ``@app.task(option=...)``; `TaskOptions` documents the options.
 
@@ -391,7 +394,8 @@ class PulsarTasks:
     def _join(self, name: str, function: Callable[..., Any], options: TaskOptions) -> Task[..., Any]:
         if name in self._tasks:
             raise ConfigurationError(f"task {name!r} is defined twice; give one of them another name=")
-        task: Task[..., Any] = Task(self, function, options, self._resources)
+        kind: type[Task[..., Any, Any]] = Task if options.batch is None else BatchTask
+        task = kind(self, function, options, self._resources)
         for other in self._tasks.values():
             _check_neighbours(task, other)
         self._tasks[name] = task
@@ -514,7 +518,7 @@ def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
                 "for several subscriptions define the topic with app.topic()"
             )
         # Whoever consumes the topic gets the messages of both, so what a consumer is made of must be the same.
-        for option in ("mode", "concurrency", "prefetch", "start", "batching", "compression", "durable"):
+        for option in ("mode", "concurrency", "prefetch", "start", "batching", "compression", "durable", "batch"):
             mine, theirs = getattr(task.options, option), getattr(other.options, option)
             if mine != theirs:
                 raise ConfigurationError(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
+from pulsartasks.batch import Batch
 from pulsartasks.errors import ConfigurationError
 from pulsartasks.retry import RetryPolicy
 from pulsartasks.topics import is_name, is_topic
@@ -113,6 +114,8 @@ class TaskOptions:
     a whole, and until all of it is acknowledged a crash or a release brings all of it again."""
     compression: Compression | None = None
     """How Pulsar's client packs the task's messages; None: not at all."""
+    batch: Batch | None = None
+    """Call the function with a list of what many calls give; each is settled by itself."""
     durable: bool = True
     """False: calls are not stored but handed to a worker that is there, acknowledged before they run: at most once, in
     a fraction of the time. Retries and dead letters are stored."""
@@ -174,6 +177,7 @@ class TaskOptions:
             "soft_time_limit": (_is_limit, "seconds, more than 0"),
             "track_started": (lambda track: isinstance(track, bool), "True or False"),
             "batching": (lambda batching: isinstance(batching, bool), "True or False"),
+            "batch": (lambda batch: isinstance(batch, (Batch, type(None))), "Batch(max_messages=..., max_wait=...)"),
             "durable": (lambda durable: isinstance(durable, bool), "True or False"),
             "compression": ((None, *get_args(Compression)).__contains__, f"one of {', '.join(get_args(Compression))}"),
         }
@@ -188,10 +192,24 @@ class TaskOptions:
             yield "track_started=True is told to the call's handle, of which ignore_result=True leaves nothing"
         if self.batching and self.ack == "early":
             yield "batching=True may bring again what was acknowledged, so ack='early' would not be at most once"
+        if self.batch is not None:
+            yield from self._batch_complaints()
         if not self.durable:
             yield from self._fleeting_complaints()
         if self.once and self.ack != "late":
             yield f"once=True records a success before the acknowledgement, so ack={self.ack!r} must be left out"
+
+    def _batch_complaints(self) -> Iterator[str]:
+        """What is there for one message only."""
+        if self.mode in ("exclusive", "failover"):
+            yield (
+                f"{self.mode} tries a message again before the next one begins, so they never meet in a batch; "
+                "use key_shared, where those of different keys do, or leave batch out"
+            )
+        if self.bind:
+            yield "a batch has no message of its own, so bind must be left out"
+        if self.track_started:
+            yield "a batch begins for all its messages at once, so track_started must be left out"
 
     def _fleeting_complaints(self) -> Iterator[str]:
         """What cannot be had of calls that are not stored."""

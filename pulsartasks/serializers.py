@@ -108,13 +108,19 @@ class CallCodec:
     """The arguments of one function as JSON, checked against its annotations.
 
     Parameters in `injected` are filled by the worker and never travel; so is the first one when `skip_first` is set.
+    `hints` are the annotations of what travels, if not the function's own.
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, skip_first: bool = False, injected: Collection[str] = ()
+        self,
+        function: Callable[..., Any],
+        *,
+        skip_first: bool = False,
+        injected: Collection[str] = (),
+        hints: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = getattr(function, "__name__", "task")
-        hints = type_hints(function)
+        hints = type_hints(function) if hints is None else hints
         parameters = list(inspect.signature(function).parameters.values())[1 if skip_first else 0 :]
         travelling = [p for p in parameters if p.name not in injected]
         self._positional = [p.name for p in travelling if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -8,10 +8,11 @@ from typing import Any, Literal, overload
 
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
+from pulsartasks.batch import Batch
 from pulsartasks.errors import ConfigurationError
 from pulsartasks.options import TaskKeywords, TaskOptions
 from pulsartasks.signature import CallOptions
-from pulsartasks.task import BindingDecorator, Decorator, Task, TaskTopics
+from pulsartasks.task import BatchDecorator, BindingDecorator, Decorator, Task, TaskTopics
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,6 +70,8 @@ def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
 def shared_task(*, bind: Literal[True], **options: Unpack[TaskKeywords]) -> BindingDecorator: ...
 @overload
 def shared_task(*, bind: Literal[False] = False, **options: Unpack[TaskKeywords]) -> Decorator: ...
+@overload
+def shared_task(*, batch: Batch, **options: Unpack[TaskKeywords]) -> BatchDecorator: ...
 def shared_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function of a library a task of each app that writes ``app.include(module)``.
 

@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Final, Generic, Protocol, overload
 import msgspec
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
+from pulsartasks.batch import hints_of_each
 from pulsartasks.canvas import CallKeywords, Draft, Host, as_links, group, plan_links
 from pulsartasks.clock import Clock
 from pulsartasks.context import TaskContext
@@ -53,6 +54,7 @@ PORTION = 5_000
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 C = TypeVar("C", default=R)
 """What the plain function gives: for an ``async def`` a coroutine, whose result is R."""
 
@@ -131,9 +133,12 @@ class Task(Generic[P, R, C]):
         self.subscription = options.subscription or host.name
         self.call_topic = _call_topic(self.name, options, app=host.name)
         self.injected = _injected(function, resources)
-        self.codec = CallCodec(function, skip_first=options.bind, injected=self.injected)
-        self.result_codec: PayloadCodec[R] = PayloadCodec(type_hints(function).get("return", Any))
+        self._hints = type_hints(function) if options.batch is None else hints_of_each(function, self.injected)
+        self.codec = CallCodec(function, skip_first=options.bind, injected=self.injected, hints=self._hints)
+        self.result_codec: PayloadCodec[R] = PayloadCodec(self._hints.get("return", Any))
         self.event_topic: Topic[Any] | None = options.topic if isinstance(options.topic, Topic) else None
+        self.time_limit = options.time_limit if options.batch is None else None
+        """Of each message's run; those of a batch have one in common, once it is complete."""
         self.is_async = inspect.iscoroutinefunction(function)
         self._host = host
         self.call_options = DEFAULTS
@@ -274,6 +279,8 @@ class Task(Generic[P, R, C]):
     @cached_property
     def each(self) -> Task[[list[Sequence[Any]]], list[R]]:
         """The task that calls this one for each of a list of arguments; see `starmap`."""
+        if self.options.batch is not None:
+            raise InvalidArgumentsError(f"{self.name} takes batches of its calls already; call it with map")
         _ = self.topics  # which are the same
         other: Task[Any, Any] = copy.copy(self)
         other.name = f"{self.name}{STARMAP}"
@@ -413,12 +420,11 @@ class Task(Generic[P, R, C]):
     def _check_annotations(self) -> None:
         if self.event_topic is not None:
             _ = self.codec.payload
-        hints = type_hints(self.function)
         parameters = inspect.signature(self.function).parameters
         if not self.options.bind and next(iter(parameters), None) == "self":
             raise ConfigurationError(f"task {self.name!r}: its first parameter is self; write @app.task(bind=True)")
         for name, parameter in parameters.items():
-            kind = hints.get(name, Any)
+            kind = self._hints.get(name, Any)
             if kind is TaskContext or name in self.injected:
                 continue
             if parameter.default is INJECTED:
@@ -457,6 +463,33 @@ class _RawCall(msgspec.Struct):
 
 def _seconds(duration: float | timedelta | None) -> float | None:
     return duration.total_seconds() if isinstance(duration, timedelta) else duration
+
+
+class BatchTask(Task[[T], R, Any]):
+    """A task with ``batch=``: each of its calls gives one value, and a run of its function takes many of them."""
+
+    def __call__(self, values: list[T], /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Run the function here and now, with a batch and whatever resources it takes."""
+        return self.function(values, *args, **kwargs)
+
+
+class BatchDecorator(Protocol):
+    """What ``@app.task(batch=...)`` gives: it knows a call by the list that the function takes, its result likewise."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[list[T], ...], None], /) -> BatchTask[T, None]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[list[T], ...], Coroutine[Any, Any, None]], /
+    ) -> BatchTask[T, None]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[list[T], ...], Sequence[R | Exception]], /
+    ) -> BatchTask[T, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[list[T], ...], Coroutine[Any, Any, Sequence[R | Exception]]], /
+    ) -> BatchTask[T, R]: ...
 
 
 def _call_topic(name: str, options: TaskOptions, *, app: str) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 LAYERS = ("words", "ports", "adapters", "face", "runtime", "edges")
 CORE = LAYERS[:-1]
 WORDS = {
+    "batch",
     "clock",
     "crashes",
     "errors",

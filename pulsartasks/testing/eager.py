@@ -64,6 +64,7 @@ class EagerWorker(Worker):
         clock: FrozenClock | None,
     ) -> None:
         super().__init__(app, topics=topics)
+        self._executor.hurry()
         self._broker = broker
         self._eagerness = eagerness
         self._clock = clock

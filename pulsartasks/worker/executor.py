@@ -6,18 +6,20 @@ import asyncio
 import random
 import threading
 from collections.abc import Container, Coroutine, Mapping, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import structlog
-from structlog.contextvars import bind_contextvars, reset_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars, reset_contextvars
 
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
+from pulsartasks.batch import Batch, results_of
 from pulsartasks.brokers.base import Delivery
 from pulsartasks.context import Acknowledgement, TaskContext
 from pulsartasks.crashes import CrashStory, message_name
 from pulsartasks.errors import (
+    MaxRetriesExceededError,
     PulsarTasksError,
     Reject,
     Replace,
@@ -35,6 +37,7 @@ from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipp
 from pulsartasks.results.base import RemoteError
 from pulsartasks.retry import RetryPolicy, backoff, unknown_task_delay
 from pulsartasks.task import Task
+from pulsartasks.worker.batches import Gathering
 from pulsartasks.worker.copies import Copies
 from pulsartasks.worker.follow_up import FollowUp
 from pulsartasks.worker.guard import Guard
@@ -83,6 +86,13 @@ class Executor:
         self._interrupts = Interrupts(revoked)
         self._states = States(app)
         self._tracks = any(task.options.track_started for route in routes.values() for task in route.by_name.values())
+        self._hurried = False
+        self._gatherings = {
+            task.name: self._gather(task, task.options.batch)
+            for route in routes.values()
+            for task in route.by_name.values()
+            if task.options.batch is not None
+        }
 
     def receive(self, delivery: Delivery, subscription: str) -> None:
         """Tell the caller that the message is here, if it wants to know."""
@@ -133,6 +143,12 @@ class Executor:
     def terminate(self, task_id: str) -> None:
         """Interrupt the task of this id, if it runs here; it ends as revoked."""
         self._interrupts.interrupt(task_id, Terminate)
+
+    def hurry(self) -> None:
+        """Nobody else comes: from now on batches run as they are."""
+        self._hurried = True
+        for gathering in self._gatherings.values():
+            gathering.hurry()
 
     def stop(self) -> None:
         """Give up at once what the broker does not let be settled."""
@@ -203,7 +219,7 @@ class Executor:
         if run.task.options.ack == "manual":
             _delivery.set(run.delivery)
         alone = run.story is not None and run.story.crashes > 0
-        self.guard.begin(run.name, retries=run.in_place, time_limit=run.task.options.time_limit, alone=alone)
+        self.guard.begin(run.name, retries=run.in_place, time_limit=run.task.time_limit, alone=alone)
         try:
             return attempt(run.request)
         except Exception as error:  # noqa: BLE001 - a middleware's: what the task raises is an outcome already
@@ -214,6 +230,8 @@ class Executor:
     def _call(self, request: Request) -> Outcome:
         """The innermost of the onion: call the function."""
         task = self._routes[request.topic, request.subscription].by_name[request.task]
+        if task.options.batch is not None:
+            return self._gatherings[task.name].join(request, self.guard.slot)
         policy = task.retry_policy
         args, kwargs = request.args, dict(request.kwargs)
         for name, kind in task.injected.items():
@@ -224,18 +242,14 @@ class Executor:
             args = [TaskContext(request, policy, acknowledgement, self._states.progress), *args]
         self._begin(task, request)
         try:
-            value = self._interruptibly(task, request, args, kwargs)
+            value = self._interruptibly(task, request.id, args, kwargs)
             if acknowledgement is not None and not acknowledgement.end():
                 raise UnacknowledgedError(f"{request.task}[{request.id}] returned without self.ack()")
             return Succeeded(value)
         except Terminate:
             return Revoked("terminated")
-        except Retry as verb:
-            return Retried(verb.cause or verb, max(0.0, verb.delay))
         except Replace as verb:
             return Replaced(verb.canvas)
-        except Reject as verb:
-            return Died(verb, "rejected")
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a task does not end its worker
             return _failure(error, policy, request.retries)
         finally:
@@ -251,13 +265,34 @@ class Executor:
         elif task.options.bind:
             self._states.begin(request)
 
-    def _interruptibly(
-        self, task: Task[..., Any], request: Request, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def _gather(self, task: Task[..., Any], batch: Batch) -> Gathering:
+        return Gathering(
+            batch,
+            lambda requests, slots: copy_context().run(self._call_batch, task, requests, slots),
+            concurrency=task.options.concurrency or 1,
+            hurried=lambda: self._hurried or self.guard.alone,
+        )
+
+    def _call_batch(self, task: Task[..., Any], requests: Sequence[Request], slots: Sequence[int]) -> Sequence[Outcome]:
+        """Call the function once for all these messages."""
+        values = [value for request in requests for value in (*request.args, *request.kwargs.values())]
+        kwargs = {name: self._resources[kind] for name, kind in task.injected.items()}
+        clear_contextvars()  # what is logged is no one message's
+        bind_contextvars(task=task.name, messages=len(values))
+        self.guard.limit(slots, task.options.time_limit)
+        try:
+            # Without an id: whoever terminates one of them does not mean the others.
+            returned = self._interruptibly(task, "", [values], kwargs)
+            results = results_of(returned, len(values), task=task.name)
+        except BaseException as error:  # noqa: BLE001 - as in a run of one
+            results = [error] * len(values)
+        return [_outcome(result, request, task.retry_policy) for result, request in zip(results, requests, strict=True)]
+
+    def _interruptibly(self, task: Task[..., Any], task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         limit = task.options.soft_time_limit
         if not task.is_async:
-            return self._interrupts.run(RunningFunction(task.name, request.id), limit, task.function, args, kwargs)
-        running = RunningCoroutine(task.name, request.id, self._loop.get())
+            return self._interrupts.run(RunningFunction(task.name, task_id), limit, task.function, args, kwargs)
+        running = RunningCoroutine(task.name, task_id, self._loop.get())
 
         def wait(*args: Any, **kwargs: Any) -> Any:
             return self._loop.run(_contained(running.drive(task.function(*args, **kwargs))))
@@ -265,7 +300,21 @@ class Executor:
         return self._interrupts.run(running, limit, wait, args, kwargs)
 
 
+def _outcome(result: object, request: Request, policy: RetryPolicy) -> Outcome:
+    """What became of one message of a batch, by what the function left in its place."""
+    if not isinstance(result, BaseException):
+        return Succeeded(result)
+    if isinstance(result, Retry) and not policy.has_left(request.retries):  # no self.retry() saw to it
+        none_left = MaxRetriesExceededError(f"{request.task}[{request.id}] failed {request.retries + 1} times")
+        return Died(result.cause or none_left, "failed")
+    return _failure(result, policy, request.retries)
+
+
 def _failure(error: BaseException, policy: RetryPolicy, retries: int) -> Outcome:
+    if isinstance(error, Retry):
+        return Retried(error.cause or error, max(0.0, error.delay))
+    if isinstance(error, Reject):
+        return Died(error, "rejected")
     if (isinstance(error, UnacknowledgedError) or policy.covers(error)) and policy.has_left(retries):
         return Retried(error, policy.delay(retries, random.random))
     return Died(error, "failed")

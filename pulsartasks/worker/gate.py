@@ -23,6 +23,7 @@ class Gate:
 
     @property
     def closed(self) -> bool:
+        """Whether a suspect runs alone, or is about to."""
         return self._closed
 
     def enter(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -91,6 +91,11 @@ class Guard:
         if self._folder is not None:
             self._notices.trim()
 
+    @property
+    def alone(self) -> bool:
+        """Whether a suspect runs alone, or is about to: nothing else begins."""
+        return self._gate.closed
+
     # For each message
 
     def story(self, name: str) -> CrashStory | None:
@@ -110,6 +115,16 @@ class Guard:
             self._gate.enter()
         if self._journal is not None:
             self._journal.begin(name, retries=retries, alone=alone, time_limit=time_limit)
+
+    @property
+    def slot(self) -> int:
+        """What this thread's run is known by to `limit`."""
+        return 0 if self._journal is None else self._journal.slot
+
+    def limit(self, slots: Iterable[int], time_limit: float | None) -> None:
+        """What runs there begins together, and has so many seconds for it (None: any time)."""
+        if self._journal is not None and time_limit is not None:
+            self._journal.limit(slots, time_limit)
 
     def end(self, *, alone: bool) -> None:
         """After it."""

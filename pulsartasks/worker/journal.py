@@ -27,6 +27,8 @@ _MAGIC = b"PTJ1"
 _EXCUSED = 4
 _ENTRY = struct.Struct("<BBHIdd")
 """State, whether alone, length of the id, retries, deadline (monotonic seconds, 0: none), began (likewise)."""
+_TIMES = struct.Struct("<dd")
+"""The last two of these."""
 _ENTRY_SIZE = 256
 _INSTANT = struct.Struct("<d")
 _FINISHED_SIZE = 168
@@ -64,6 +66,19 @@ class Journal:
         now = time.monotonic()
         deadline = 0.0 if time_limit is None else now + time_limit
         self._write(self._run_offset(), id_, alone=alone, retries=retries, times=(deadline, now))
+
+    def limit(self, slots: Iterable[int], time_limit: float) -> None:
+        """Note that what runs in these slots has so many seconds from now, all of it together."""
+        now = time.monotonic()
+        for offset in slots:
+            self._map[offset] = _FREE
+            _TIMES.pack_into(self._map, offset + _ENTRY.size - _TIMES.size, now + time_limit, now)
+            self._map[offset] = _BUSY
+
+    @property
+    def slot(self) -> int:
+        """That of this thread."""
+        return self._run_offset()
 
     def end(self) -> None:
         """Note that this thread runs nothing any more."""

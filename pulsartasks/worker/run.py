@@ -35,7 +35,7 @@ class Route:
     def starmap(self, name: str) -> Task[..., Any] | None:
         """The task that calls another one for each of a list, by its name; made when its first message comes."""
         one = self.by_name.get(name.removesuffix(STARMAP))
-        if one is None or not name.endswith(STARMAP):
+        if one is None or not name.endswith(STARMAP) or one.options.batch is not None:
             return None
         return self.by_name.setdefault(name, one.each)
 

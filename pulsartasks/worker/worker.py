@@ -47,7 +47,7 @@ class _Settings:
     concurrency: int
     prefetch: int
     own: str | None
-    """The task that has a consumer of its own, since it asked for its own concurrency."""
+    """The task that has a consumer of its own, since it asked for its own concurrency, or for batches."""
 
 
 class Worker:
@@ -131,6 +131,7 @@ class Worker:
         consumers = (*self._consumers, self._chords)
         for consumer in consumers:
             consumer.stop()
+        self._executor.hurry()
         self._executor.guard.stop()
         self._revocations.close()
         deadline = time.monotonic() + grace
@@ -243,13 +244,15 @@ def _routes(tasks: Sequence[Task[..., Any]]) -> dict[tuple[str, str], Route]:
 def _settings(task: Task[..., Any], concurrency: int) -> _Settings:
     options = task.options
     threads = options.concurrency or (1 if options.mode in ("exclusive", "failover") else concurrency)
+    if options.batch is not None:
+        threads = (options.concurrency or 1) * options.batch.max_messages
     return _Settings(
         subscription=task.subscription,
         mode=options.mode,
         start=options.start,
         concurrency=threads,
         prefetch=options.prefetch or max(2 * threads, LEAST_PREFETCH),
-        own=task.name if options.concurrency is not None else None,
+        own=task.name if options.concurrency is not None or options.batch is not None else None,
     )
 
 

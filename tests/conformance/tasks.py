@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pulsartasks import PulsarTasks, TaskContext
+from pulsartasks import Batch, PulsarTasks, TaskContext
 from pulsartasks.errors import TimeLimitExceeded
 from pulsartasks.options import Mode
 from tests.conformance.records import Record
@@ -49,7 +49,10 @@ NEVER_RETURN: Mapping[str, Callable[[], object]] = {
 
 
 def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
-    """An app with a task for each mode, called as the mode, and `early`, `manual`, `once`: all do as they are told."""
+    """An app with a task for each mode, called as the mode, and `early`, `manual`, `once`: all do as they are told.
+
+    Those called `batch` are told so by their labels.
+    """
     app = PulsarTasks(name, broker)
 
     def act(context: TaskContext, label: str, deed: Deed = "succeed", seconds: float = 0.0, times: int = 1) -> str:
@@ -76,7 +79,17 @@ def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
     app.task(name="limited", bind=True, time_limit=1.0, autoretry_for=(TimeLimitExceeded,), max_retries=1)(act)
     app.task(name="manual", bind=True, ack="manual")(act)
     app.task(name="once", bind=True, once=True)(act)
+    _define_batch(app, record)
     return app
+
+
+def _define_batch(app: PulsarTasks, record: Record) -> None:
+    @app.task(batch=Batch(max_messages=8, max_wait=0.5), time_limit=5.0)
+    def batch(labels: list[str]) -> None:
+        for label in labels:
+            with record.attempt(label):
+                if label in NEVER_RETURN:
+                    NEVER_RETURN[label]()
 
 
 def __getattr__(name: str) -> PulsarTasks:

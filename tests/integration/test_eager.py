@@ -14,6 +14,7 @@ import pytest
 
 from pulsartasks import (
     INJECTED,
+    Batch,
     FrozenClock,
     InvalidArgumentsError,
     PulsarTasks,
@@ -180,6 +181,19 @@ def test_block_of_calls_runs_when_it_ends(app: PulsarTasks) -> None:
             note.delay(2)
             assert seen == []
         assert seen == [1, 2]
+
+
+def test_batch_is_of_one_message_and_waits_for_no_other(app: PulsarTasks) -> None:
+    sizes: list[int] = []
+
+    @app.task(batch=Batch(max_messages=9, max_wait=60.0))
+    def double(numbers: list[int]) -> list[int]:
+        sizes.append(len(numbers))
+        return [2 * number for number in numbers]
+
+    with app.testing(eager=True):
+        assert [double.delay(number).get(timeout=0) for number in range(3)] == [0, 2, 4]
+    assert sizes == [1, 1, 1]
 
 
 def test_soft_time_limit_interrupts(app: PulsarTasks) -> None:

@@ -13,6 +13,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 PROMISES = {
+    "batches": ["calls in one run", "93 were stored, 27 rejected"],
     "chain": [
         "Oslo:            5 °C",
         "the step before: 5.0",

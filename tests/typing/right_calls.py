@@ -15,6 +15,7 @@ from typing_extensions import assert_type
 from pulsartasks import (
     INJECTED,
     AsyncResult,
+    Batch,
     FrozenClock,
     GroupResult,
     PulsarTasks,
@@ -53,6 +54,20 @@ def add(x: int, y: int = 0, *more: int, note: str = "") -> int:
 @app.task(bind=True, max_retries=5, retry_backoff=True, expires=60)
 def fetch(self: TaskContext, url: str) -> bytes | None:
     raise self.retry(countdown=timedelta(seconds=1))
+
+
+@app.task(batch=Batch(max_messages=8), max_retries=1)
+def double(numbers: list[int]) -> list[int | Exception]:
+    return [2 * number for number in numbers]
+
+
+@app.task(batch=Batch())
+def store(orders: list[Order], model: Model) -> None: ...
+
+
+@app.task(batch=Batch())
+async def name_all(numbers: list[int]) -> list[str]:
+    return [str(number) for number in numbers]
 
 
 @app.task
@@ -110,6 +125,10 @@ def calls() -> None:
     assert_type(ask("the answer?", Model()), str)
     assert_type(ask.delay("the answer?"), AsyncResult[str])
     assert_type(mail.delay(Order(1, "Ada")), AsyncResult[None])
+    assert_type(double.delay(1), AsyncResult[int])
+    assert_type(store.delay(Order(1, "Ada")), AsyncResult[None])
+    assert_type(name_all.delay(1), AsyncResult[str])
+    double([1, 2])
 
 
 def canvases() -> None:

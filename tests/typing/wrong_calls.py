@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from pulsartasks.contrib.sqlalchemy import Outbox
-from tests.typing.right_calls import Order, add, app, ask, fetch, mail, placed, shared, wait, wait_bound
+from tests.typing.right_calls import Order, add, app, ask, double, fetch, mail, placed, shared, wait, wait_bound
 
 
 def wrong_arguments() -> None:
@@ -28,6 +28,8 @@ def wrong_arguments() -> None:
     ask.delay(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ask.delay("what?", "a model")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     shared.delay("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    double.delay([1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    double("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     mail.delay("order")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

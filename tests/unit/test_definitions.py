@@ -10,8 +10,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from typing_extensions import assert_type
 
-from pulsartasks import INJECTED, ConfigurationError, InvalidArgumentsError, PulsarTasks, Task, TaskContext
+from pulsartasks import (
+    INJECTED,
+    AsyncResult,
+    Batch,
+    ConfigurationError,
+    InvalidArgumentsError,
+    PulsarTasks,
+    Task,
+    TaskContext,
+)
 from pulsartasks.app import open_broker
 from pulsartasks.cli import main
 from pulsartasks.worker.child import find_app
@@ -61,6 +71,10 @@ def app() -> PulsarTasks:
         ({"dead_letter": None}, "dead_letter must be True, False or the name of a topic, not None"),
         ({"dead_letter": "a b"}, "dead_letter must be True, False or the name of a topic, not 'a b'"),
         ({"name": "a b"}, "'a b' is not a topic name"),
+        ({"batch": 64}, "batch must be Batch(max_messages=..., max_wait=...), not 64"),
+        ({"batch": Batch(), "mode": "failover"}, "they never meet in a batch; use key_shared"),
+        ({"batch": Batch(), "bind": True}, "a batch has no message of its own, so bind must be left out"),
+        ({"batch": Batch()}, "besides resources it takes one argument: a list"),
     ],
 )
 def test_wrong_option_is_refused(app: PulsarTasks, options: dict[str, Any], complaint: str) -> None:
@@ -85,6 +99,54 @@ def test_right_option_is_taken(app: PulsarTasks, options: dict[str, Any]) -> Non
     task = _define(app, options)
 
     assert all(getattr(task.options, name) == value for name, value in options.items())
+
+
+def _no_list(numbers: int) -> None: ...
+def _two(numbers: list[int], letters: list[str]) -> None: ...
+def _no_need(numbers: list[int] = []) -> None: ...  # noqa: B006
+def _one_result(numbers: list[int]) -> int: ...  # type: ignore[empty-body]
+
+
+@pytest.mark.parametrize(
+    ("function", "complaint"),
+    [
+        (_no_list, r"annotate its argument 'numbers' as list\[...\], not <class 'int'>"),
+        (_two, "besides resources it takes one argument: a list"),
+        (_no_need, "its argument needs no default"),
+        (_one_result, r"have it return None or list\[...\], not <class 'int'>"),
+    ],
+)
+def test_function_that_cannot_take_batches_is_refused(
+    app: PulsarTasks, function: Callable[..., Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        app.task(batch=Batch())(function)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"max_messages": 0}, "max_messages must be 1 to 1000, not 0"),
+        ({"max_messages": "9"}, "max_messages must be 1 to 1000, not '9'"),
+        ({"max_wait": -1}, "max_wait must be seconds, from 0 to 3600, not -1"),
+    ],
+)
+def test_batch_that_makes_no_sense_is_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        Batch(**options)
+
+
+def test_call_of_a_batch_gives_one_value_and_the_plain_function_takes_a_list(app: PulsarTasks) -> None:
+    @app.task(batch=Batch())
+    def double(numbers: list[int]) -> list[int | Exception]:
+        return [2 * number for number in numbers]
+
+    assert double([1, 2]) == [2, 4]
+    assert double.codec.decode(double.s(1).publication().value) == ([1], {})
+    assert_type(double.result("1"), AsyncResult[int])
+    assert double.result_codec.decode(b"2") == 2
+    with pytest.raises(InvalidArgumentsError, match="Expected `int`, got `array`"):
+        double.delay([1, 2])  # type: ignore[arg-type]
 
 
 def test_second_subscription_of_a_call_topic_is_refused_however_it_is_named(app: PulsarTasks) -> None:

@@ -98,6 +98,25 @@ def test_run_past_its_limit_is_convicted_and_its_neighbours_are_not(journal: Jou
     assert {trace.id: trace.cause for trace in journal.report().traces} == {"mail/1": "time limit", "mail/2": "none"}
 
 
+def test_runs_that_begin_together_are_convicted_together(journal: Journal) -> None:
+    slots = []
+
+    def begin(id_: str) -> None:
+        journal.begin(id_, retries=0, alone=False, time_limit=None)
+        slots.append(journal.slot)
+
+    for id_ in ("mail/1", "mail/2"):
+        thread = threading.Thread(target=begin, args=[id_])
+        thread.start()
+        thread.join()
+    view = JournalView(journal.path)
+    assert view.convict() == []
+
+    journal.limit(slots, 0.0)
+
+    assert view.convict() == ["mail/1", "mail/2"]
+
+
 def test_who_is_killed_on_purpose_leaves_no_suspects(journal: Journal) -> None:
     journal.begin("mail/1", retries=0, alone=False, time_limit=None)
 

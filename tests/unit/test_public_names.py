@@ -15,6 +15,7 @@ PUBLIC = {
     "AsyncResult",
     "AuthenticationError",
     "AuthorizationError",
+    "Batch",
     "BrokerError",
     "BrokerUnavailableError",
     "CallError",
