@@ -38,6 +38,7 @@ from pulsartasks.signals import Signals
 from pulsartasks.task import BatchDecorator, BatchTask, BindingDecorator, Decorator, Task
 from pulsartasks.topic import Topic
 from pulsartasks.topics import COUNTER, DEAD_LETTERS, DEFAULT_NAMESPACE, KEEPER, check_namespace, qualify, short_name
+from pulsartasks.unique import UniqueKeys
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -273,6 +274,11 @@ class PulsarTasks:
     def results(self) -> ResultStore:
         return self._connect().results
 
+    @property
+    def unique(self) -> UniqueKeys:
+        """Which calls of tasks with ``unique_key`` wait or run."""
+        return self._connect().unique
+
     def qualify(self, name: str) -> str:
         """The full name of the topic called `name` in this app."""
         namespace = self._namespace or os.environ.get("PULSARTASKS_NAMESPACE") or DEFAULT_NAMESPACE
@@ -458,6 +464,12 @@ class _Connection:
         self.results = open_results(
             app.result_backend, Place(self.broker, topic, app.result_expires, app.claims, app.clock)
         )
+        self.unique = UniqueKeys(
+            self.broker,
+            app.qualify(f"{app.name}.unique-claims"),
+            longest=lambda: max(task.options.unique_for for task in app.tasks.values()),
+            clock=app.clock,
+        )
         self.threads = ThreadPoolExecutor(ASYNC_THREADS, "pulsartasks-async")
         self._inherited = inherited
         atexit.register(self.close)
@@ -468,6 +480,7 @@ class _Connection:
             return  # at the end of a forked child: what it inherited is its parent's
         self.threads.shutdown(wait=False)
         self.results.close()
+        self.unique.close()
         self.broker.close()
 
 

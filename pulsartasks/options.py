@@ -51,6 +51,8 @@ class TaskKeywords(TypedDict, total=False):
     track_started: bool
     once: bool
     once_for: float
+    unique_key: Callable[..., str | None] | None
+    unique_for: float
     expires: float | None
     soft_time_limit: float | None
     batching: bool
@@ -105,6 +107,10 @@ class TaskOptions:
     """Effectively once: what has succeeded under an id does not run again under it, delivered or published anew."""
     once_for: float = 3600.0
     """Seconds for which that is remembered, by all workers of the app."""
+    unique_key: Callable[..., str | None] | None = None
+    """Called with the task's arguments; of the calls for which it gives the same, one waits or runs at a time."""
+    unique_for: float = 3600.0
+    """Seconds from a call after which the next one is sent though it has not ended."""
     expires: float | None = None
     """Seconds from the call (or publication) after which no attempt is begun any more: it is revoked instead."""
     soft_time_limit: float | None = None
@@ -173,6 +179,8 @@ class TaskOptions:
             "retry_backoff_max": (_is_seconds, "seconds, 0 or more"),
             "default_retry_delay": (_is_seconds, "seconds, 0 or more"),
             "once_for": (lambda seconds: _is_seconds(seconds) and 0 < seconds < math.inf, "seconds, more than 0"),
+            "unique_key": (lambda key: key is None or callable(key), "a function of the task's arguments"),
+            "unique_for": (lambda seconds: _is_seconds(seconds) and 0 < seconds < math.inf, "seconds, more than 0"),
             "expires": (_is_limit, "seconds, more than 0"),
             "soft_time_limit": (_is_limit, "seconds, more than 0"),
             "track_started": (lambda track: isinstance(track, bool), "True or False"),
@@ -214,7 +222,7 @@ class TaskOptions:
     def _fleeting_complaints(self) -> Iterator[str]:
         """What cannot be had of calls that are not stored."""
         usual = TaskOptions(ack=self.ack if self.ack == "early" else "late")
-        for option in ("mode", "ack", "start", "max_crashes", "once"):
+        for option in ("mode", "ack", "start", "max_crashes", "once", "unique_key"):
             if getattr(self, option) != getattr(usual, option):
                 yield f"durable=False stores no call that could come again or wait, so {option} must be left out"
         if not isinstance(self.topic, (str, type(None))):

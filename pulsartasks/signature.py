@@ -119,7 +119,7 @@ def _check_instant(name: str, when: object) -> None:
         raise InvalidArgumentsError(f"{name} is a number of seconds, not {when}")
 
 
-def check_key(key: object, *, of: str) -> str | None:
+def check_key(key: object, *, of: str, option: str = "key") -> str | None:
     """`key` itself, as a function of the user's gave it.
 
     Raises:
@@ -127,7 +127,7 @@ def check_key(key: object, *, of: str) -> str | None:
     """
     if key is None or isinstance(key, str):
         return key
-    raise InvalidArgumentsError(f"{of}: key= gave {key!r}; it must give text, e.g. str(...), or None")
+    raise InvalidArgumentsError(f"{of}: {option}= gave {key!r}; it must give text, e.g. str(...), or None")
 
 
 class Target(Protocol):

@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -16,16 +17,18 @@ import msgspec
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
 from pulsartasks.batch import hints_of_each
+from pulsartasks.brokers.base import confirmed
 from pulsartasks.canvas import CallKeywords, Draft, Host, as_links, group, plan_links
 from pulsartasks.clock import Clock
 from pulsartasks.context import TaskContext
-from pulsartasks.errors import ConfigurationError, InvalidArgumentsError, PulsarTasksError, UnconfirmedError
+from pulsartasks.errors import CallError, ConfigurationError, InvalidArgumentsError, PulsarTasksError, UnconfirmedError
 from pulsartasks.message import (
     ETA,
     EXPIRES,
     REPLY_TO,
     TASK,
     TASK_ID,
+    UNIQUE,
     Publication,
     Request,
     milliseconds,
@@ -48,6 +51,7 @@ from pulsartasks.topics import (
     retry_topic,
     volatile_topic,
 )
+from pulsartasks.unique import Record, UniqueKeys
 
 PORTION = 5_000
 """Calls that `Task.map` makes ready before it sends them."""
@@ -89,6 +93,9 @@ class TaskHost(Host, Protocol):
     def revoke(self, task_id: str, *, terminate: bool = False, eta: datetime | None = None) -> None: ...
     @property
     def results(self) -> ResultStore: ...
+    @property
+    def unique(self) -> UniqueKeys: ...
+    def publish_many(self, publications: Sequence[Publication]) -> list[str | PulsarTasksError]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +199,9 @@ class Task(Generic[P, R, C]):
         """`delay` from asyncio, whose loop goes on. Whoever is cancelled does not know whether it was sent."""
         if self.call_options.link or self.call_options.link_error:
             return await Signature(self, args, kwargs, self.call_options).adelay()
-        publication = self.compose(args, kwargs, self.call_options)
+        publication = self._compose(args, kwargs, self.call_options)
+        if UNIQUE in publication.properties:
+            return await self._host.publishing.aside(self._send_unique, publication)
         return self._sent(publication, await self._host.publishing.asend(publication))
 
     def map(
@@ -279,6 +288,8 @@ class Task(Generic[P, R, C]):
     @cached_property
     def each(self) -> Task[[list[Sequence[Any]]], list[R]]:
         """The task that calls this one for each of a list of arguments; see `starmap`."""
+        if self.options.unique_key is not None:
+            raise self._unique_elsewhere()
         if self.options.batch is not None:
             raise InvalidArgumentsError(f"{self.name} takes batches of its calls already; call it with map")
         _ = self.topics  # which are the same
@@ -287,12 +298,22 @@ class Task(Generic[P, R, C]):
         other.function = _for_each(self.function, is_async=self.is_async)
         other.codec = EachCodec(self.codec)
         other.result_codec = PayloadCodec(list[type_hints(self.function).get("return", Any)])  # type: ignore[misc]
-        other.options = replace(self.options, key=None)
+        other.options = replace(self.options, key=None, unique_key=None)
         other.event_topic = None
         return other
 
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
-        """The message of one call; see `delay`."""
+        """The message of one call; see `delay`.
+
+        Raises:
+            InvalidArgumentsError: the arguments do not fit; or it is a unique call, which only `delay` can send.
+        """
+        publication = self._compose(args, kwargs, options)
+        if UNIQUE in publication.properties:
+            raise self._unique_elsewhere()
+        return publication
+
+    def _compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
         if options is not DEFAULTS:
             options.check()
         now = self._host.clock.now()
@@ -310,6 +331,9 @@ class Task(Generic[P, R, C]):
             properties[ETA] = milliseconds(due)
         if expiry is not None:
             properties[EXPIRES] = str(int(expiry * 1000))
+        if self.options.unique_key is not None:
+            unique = check_key(self.options.unique_key(*args, **kwargs), of=self.name, option="unique_key")
+            properties.update({} if unique is None else {UNIQUE: unique})
         return Publication(
             topic=self.topics.calls if due is None else self.topics.delayed,
             value=self.codec.encode(args, kwargs),
@@ -330,6 +354,8 @@ class Task(Generic[P, R, C]):
         Raises:
             InvalidArgumentsError: as `delay`.
         """
+        if self.options.unique_key is not None:
+            raise self._unique_elsewhere()
         options.check()
         now = self._host.clock.now()
         due = options.due(now)
@@ -370,8 +396,31 @@ class Task(Generic[P, R, C]):
     def _send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> AsyncResult[R]:
         if options.link or options.link_error:
             return Signature(self, args, kwargs, options).apply_async()
-        publication = self.compose(args, kwargs, options)
+        publication = self._compose(args, kwargs, options)
+        if UNIQUE in publication.properties:
+            return self._send_unique(publication)
         return self._sent(publication, self._host.publishing.send(publication))
+
+    def _send_unique(self, publication: Publication) -> AsyncResult[R]:
+        """Send it unless another call has its key, whose handle is given then."""
+        host, key, task_id = self._host, publication.properties[UNIQUE], publication.properties[TASK_ID]
+        if host.publishing.block is not None:
+            raise self._unique_elsewhere()
+        claim = Record("claim", self.name, key, task_id, self.options.unique_for)
+        holder = host.unique.claim(claim)
+        if holder != claim:
+            return self._handle(holder.id, sent_here=False)
+        outcome, _ = host.publish_many([publication, host.unique.sent(claim)])
+        if isinstance(outcome, CallError):
+            with suppress(PulsarTasksError):  # else the claim is over in a minute, since its call was not sent
+                host.unique.release(self.name, key, task_id)
+        return self._sent(publication, confirmed(outcome))
+
+    def _unique_elsewhere(self) -> InvalidArgumentsError:
+        return InvalidArgumentsError(
+            f"{self.name} has unique_key, so whether a call is sent is decided at once: use delay(), adelay() or "
+            "apply_async(), outside app.publishing(), a canvas, a schedule or an outbox"
+        )
 
     def _sent(self, publication: Publication, message_id: str) -> AsyncResult[R]:
         block = None if message_id else self._host.publishing.block

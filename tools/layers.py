@@ -34,6 +34,8 @@ FACE = (
     "claims",
     "revocation",
     "publishing",
+    "log",
+    "unique",
     "result",
     "canvas",
     "signature",

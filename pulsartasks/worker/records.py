@@ -7,22 +7,19 @@ the topic, so it knows every record that was confirmed by then; threads that wai
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import structlog
 
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
-from pulsartasks.brokers.base import Delivery, Reader
+from pulsartasks.brokers.base import Delivery
 from pulsartasks.errors import ClosedError, PulsarTasksError
+from pulsartasks.log import TopicLog
 from pulsartasks.message import Publication
 from pulsartasks.retry import backoff
-from pulsartasks.topics import KEEPER
 from pulsartasks.worker.run import Key
 
-CLOCK_SKEW = 10.0
-"""Seconds by which this machine's clock may run ahead of the broker's without a record being missed."""
 TEND_EVERY = 60.0
 """Seconds between two looks of a worker that has nothing to run, after each of which it lets old records go."""
 KEPT_AT_LEAST = 600.0
@@ -46,32 +43,21 @@ class Records:
         self._name = name
         self._window = window
         self._note = note
-        self._reading = threading.Lock()
-        self._reader: Reader | None = None
-        self._looked_at = 0.0
-        self._declared = False
+        self._opening = threading.Lock()
+        self._log: TopicLog | None = None
         self._stopping = threading.Event()
 
     def write(self, key: Key, **headers: str) -> None:
         """Write down something of `key`; returns when that is confirmed."""
         subscription, task, task_id = key
         properties = {message.REAL_SUBSCRIPTION: subscription, message.TASK: task, message.TASK_ID: task_id, **headers}
-        self._declare()
-        self._app.broker.publish(Publication(self._topic, b"{}", task_id, properties))
+        log = self._opened()
+        log.append(Publication(log.topic, b"{}", task_id, properties))
 
     def catch_up(self) -> None:
         """Read all that was written before this call."""
-        asked = time.monotonic()
-        with self._reading:
-            if self._looked_at >= asked:
-                return
-            began = time.monotonic()
-            self.check()
-            if self._reader is None:
-                self._reader = self._open()
-            while (delivery := self._reader.receive(0.0)) is not None:
-                self._note(delivery)
-            self._looked_at = began
+        self.check()
+        self._opened().catch_up()
 
     def until_done(self, act: Callable[[], None]) -> None:
         """Do `act`, again and again while the broker does not let it be done.
@@ -101,32 +87,24 @@ class Records:
     def close(self) -> None:
         """Stop waiting for anything. Idempotent."""
         self._stopping.set()
-        reader, self._reader = self._reader, None  # without the lock: whoever holds it may be waiting for the broker
-        if reader is not None:
-            reader.close()
+        if self._log is not None:
+            self._log.close()
 
-    @property
-    def _topic(self) -> str:
-        return self._app.qualify(f"{self._app.name}.{self._name}")
-
-    def _declare(self) -> None:
-        if not self._declared:
-            self._app.broker.declare(self._topic, [KEEPER])
-            self._declared = True
-
-    def _open(self) -> Reader:
-        self._declare()
-        reader = self._app.broker.read(self._topic, since=self._app.clock.now() - self._window - CLOCK_SKEW)
-        threading.Thread(target=self._tend, name=f"pulsartasks-{self._name}", daemon=True).start()
-        return reader
+    def _opened(self) -> TopicLog:
+        with self._opening:
+            if self._log is None:
+                topic = self._app.qualify(f"{self._app.name}.{self._name}")
+                self._log = TopicLog(
+                    self._app.broker, topic, window=lambda: self._window, learn=self._note, clock=self._app.clock
+                )
+                threading.Thread(target=self._tend, name=f"pulsartasks-{self._name}", daemon=True).start()
+            return self._log
 
     def _tend(self) -> None:
         while not self._stopping.wait(TEND_EVERY):
             try:
                 self.catch_up()
-                self._app.broker.trim(
-                    self._topic, KEEPER, before=self._app.clock.now() - max(self._window, KEPT_AT_LEAST)
-                )
+                self._opened().trim(max(self._window, KEPT_AT_LEAST))
             except PulsarTasksError as error:
                 if not self._stopping.is_set():
                     _log.warning("once.unknown", error=str(error))

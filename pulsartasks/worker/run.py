@@ -95,6 +95,11 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
         return self.task is not None and self.task.options.once
 
     @property
+    def unique_key(self) -> str | None:
+        """What it is the only call of, until it has ended."""
+        return self.headers.get(message.UNIQUE)
+
+    @property
     def reply_to(self) -> str | None:
         """Where its caller hears of the result."""
         return self.headers.get(message.REPLY_TO)

@@ -65,7 +65,7 @@ class Settler:
         Returns when that is done, or the message given back; but the result of a success, where no order is to be
         kept, is stored together with others while this thread goes on.
         """
-        apart = in_order or run.once or message.CANVAS in run.headers
+        apart = in_order or run.once or run.unique_key is not None or message.CANVAS in run.headers
         if isinstance(outcome, Succeeded) and run.wants_result and not apart:
             try:
                 packed = self._app.results.pack(_result(run, "SUCCESS", outcome.value), reply_to=run.reply_to)
@@ -131,6 +131,8 @@ class Settler:
                 pass
             case _:
                 assert_never(outcome)
+        if run.unique_key is not None and _has_ended(outcome):
+            self._app.unique.release(run.request.task, run.unique_key, run.request.id)
 
     def _follow(self, run: Run, outcome: Outcome) -> None:
         if message.CANVAS in run.headers:
@@ -145,6 +147,11 @@ class Settler:
         if run.route.task.options.ack != "early":
             run.delivery.acknowledge()
         report(run, outcome)
+
+
+def _has_ended(outcome: Outcome) -> bool:
+    """Whether nothing more comes of the call: neither another attempt, nor the end of one whose copy this was."""
+    return not isinstance(outcome, Retried) and outcome != Skipped("copy")
 
 
 def _result(run: Run, state: State, value: object = None, *, error: BaseException | None = None) -> Result:

@@ -167,11 +167,14 @@ class Worker:
 
     def _expire(self) -> None:
         results = not all(task.options.ignore_result for task in self._tasks)
+        unique = any(task.options.unique_key for task in self._tasks)
         while not self._stopped.wait(EXPIRE_EVERY):
             try:
                 self._executor.guard.trim()
                 if results:
                     self.app.results.expire()
+                if unique:
+                    self.app.unique.trim()
             except PulsarTasksError as error:
                 _log.warning("results.kept", error=str(error))
             try:

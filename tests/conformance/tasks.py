@@ -49,7 +49,7 @@ NEVER_RETURN: Mapping[str, Callable[[], object]] = {
 
 
 def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
-    """An app with a task for each mode, called as the mode, and `early`, `manual`, `once`: all do as they are told.
+    """An app with a task for each mode, called as the mode, and some for one option each: all do as they are told.
 
     Those called `batch` are told so by their labels.
     """
@@ -79,6 +79,7 @@ def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
     app.task(name="limited", bind=True, time_limit=1.0, autoretry_for=(TimeLimitExceeded,), max_retries=1)(act)
     app.task(name="manual", bind=True, ack="manual")(act)
     app.task(name="once", bind=True, once=True)(act)
+    app.task(name="unique", bind=True, unique_key=lambda label: label)(act)
     _define_batch(app, record)
     return app
 

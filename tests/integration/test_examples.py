@@ -55,6 +55,7 @@ PROMISES = {
     "signals": ["fetch(3,) is given up: page 3 does not answer", "attempts: 1 FAILURE, 2 RETRY, 2 SUCCESS"],
     "tail": ["tea now costs 4", "tea now costs 6", "the loop has ended: True"],
     "testing": ["passed"],
+    "unique": ["clicked 5 times: 1 handle", "drawn once: [[]'May']", "clicked again: another handle"],
     "worker_killed": ["begun by 2 processes, finished by the last one: True"],
 }
 
