@@ -9,6 +9,7 @@ from pulsartasks.context import TaskContext
 from pulsartasks.errors import (
     AuthenticationError,
     AuthorizationError,
+    BacklogFullError,
     BrokerError,
     BrokerUnavailableError,
     CallError,
@@ -52,6 +53,7 @@ __all__ = [
     "AsyncResult",
     "AuthenticationError",
     "AuthorizationError",
+    "BacklogFullError",
     "Batch",
     "BrokerError",
     "BrokerUnavailableError",

@@ -88,6 +88,10 @@ class PublishTimeoutError(BrokerError, TimeoutError):
     """The broker did not confirm a message in time; it may or may not have been stored."""
 
 
+class BacklogFullError(BrokerError):
+    """The topic holds as much as it may, and the message was not stored; call again when workers have caught up."""
+
+
 class AuthenticationError(BrokerError):
     """The broker does not accept the credentials."""
 

@@ -26,8 +26,9 @@ from pulsartasks.brokers.base import Delivery, Subscription
 from pulsartasks.brokers.local import LocalBroker, open_broker
 from pulsartasks.brokers.local import broker as local
 from pulsartasks.brokers.local.presence import Presence
-from pulsartasks.errors import BrokerError, BrokerUnavailableError, ClosedError, ConfigurationError
-from pulsartasks.message import Publication
+from pulsartasks.errors import BacklogFullError, BrokerError, BrokerUnavailableError, ClosedError, ConfigurationError
+from pulsartasks.message import REAL_TOPIC, Publication
+from pulsartasks.topics import KEEPER
 from tests.services import CHECKOUT, wait_until
 
 TOPIC = "persistent://public/default/t"
@@ -53,7 +54,7 @@ def run(database: Path) -> Iterator[Run]:
         from pathlib import Path
         from pulsartasks.brokers.base import Subscription
         from pulsartasks.brokers.local import LocalBroker
-        from pulsartasks.message import Publication
+        from pulsartasks.message import REAL_TOPIC, Publication
         TOPIC = {TOPIC!r}
         broker = LocalBroker(Path({str(database)!r}))
     """
@@ -518,3 +519,32 @@ def _count(database: Path, table: str) -> int:
     with closing(sqlite3.connect(database, timeout=30)) as sql:
         [number] = sql.execute(f"SELECT count(*) FROM {table}").fetchone()
     return int(number)
+
+
+def test_full_topic_takes_what_settles_a_message_and_other_topics_take_all() -> None:
+    broker = LocalBroker(None, max_backlog=1)
+    other = f"{TOPIC}-other"
+    for topic in (TOPIC, other):
+        broker.declare(topic, ["s"])
+    broker.declare(f"{TOPIC}-kept", [KEEPER])
+    broker.publish(Publication(TOPIC, b"1"))
+    broker.publish(Publication(f"{TOPIC}-kept", b"1"))
+
+    outcomes = broker.publish_many(
+        [
+            Publication(TOPIC, b"2"),
+            Publication(TOPIC, b"2", properties={REAL_TOPIC: TOPIC}),
+            Publication(other, b"2"),
+            Publication(f"{TOPIC}-kept", b"2"),
+        ],
+        timeout=0.0,
+    )
+
+    assert [type(outcome) for outcome in outcomes] == [BacklogFullError, str, str, str]
+    broker.close()
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many"])
+def test_limit_that_is_no_number_of_messages_is_refused(limit: str) -> None:
+    with pytest.raises(ConfigurationError, match="max_backlog is a number of messages"):
+        open_broker(f"memory://?max_backlog={limit}")

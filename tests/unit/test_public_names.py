@@ -15,6 +15,7 @@ PUBLIC = {
     "AsyncResult",
     "AuthenticationError",
     "AuthorizationError",
+    "BacklogFullError",
     "Batch",
     "BrokerError",
     "BrokerUnavailableError",

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -17,13 +17,14 @@ from pulsartasks.brokers.local.presence import Presence
 from pulsartasks.brokers.local.store import Row, Store
 from pulsartasks.clock import Clock, SystemClock
 from pulsartasks.errors import (
+    BacklogFullError,
     BrokerError,
     BrokerUnavailableError,
     ClosedError,
     IncompatibleSchemaError,
     PulsarTasksError,
 )
-from pulsartasks.message import Publication
+from pulsartasks.message import REAL_TOPIC, Publication
 from pulsartasks.options import Mode, Start
 from pulsartasks.schemas import Schema
 
@@ -35,6 +36,8 @@ TOGETHER = 64
 """Messages at most that are settled in one transaction, while more of them are at hand."""
 QUICK = 0.02
 """Seconds within which a batch must be used up for the next one to be twice as large."""
+ROOM_CHECK = 0.02
+"""Seconds between two looks of a publisher at whether there is room again."""
 _SCAN = 100
 """Messages that a reader takes from the log at once."""
 
@@ -42,7 +45,14 @@ _SCAN = 100
 class LocalBroker(Broker):
     """One process's connection to an embedded broker; `path` None keeps everything in this process's memory."""
 
-    def __init__(self, path: Path | None, *, full_sync: bool = False, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        full_sync: bool = False,
+        clock: Clock | None = None,
+        max_backlog: int | None = None,
+    ) -> None:
         if path is not None:
             _make_folder(path.parent)
             # Messages are nobody else's business. Never a file that is there: closing it would drop SQLite's locks.
@@ -51,6 +61,7 @@ class LocalBroker(Broker):
         self.store = Store(path, full_sync=full_sync)
         self.clock = clock or SystemClock()
         self._path = path
+        self._max_backlog = max_backlog
         self._lock = threading.Lock()
         self._consumers: set[LocalConsumer] = set()
         self._schemas: dict[str, Schema] = {}
@@ -82,7 +93,7 @@ class LocalBroker(Broker):
         self, publications: Sequence[Publication], *, timeout: float = 30.0
     ) -> list[str | PulsarTasksError]:
         try:
-            refused = self._refused(publications)
+            refused = self._refused(publications, self._full(publications, timeout))
             accepted = [p for index, p in enumerate(publications) if index not in refused]
             ids, news = self.store.publish(accepted, now=self.clock.now())
         except BrokerError as error:
@@ -148,17 +159,36 @@ class LocalBroker(Broker):
             elif (presence := self._presence or self._enter()) is not None:  # closing gives news too
                 presence.wake(process, subscription_ids)
 
-    def _refused(self, publications: Sequence[Publication]) -> dict[int, PulsarTasksError]:
+    def _full(self, publications: Sequence[Publication], timeout: float) -> dict[str, PulsarTasksError]:
+        """The topics that hold as much as they may, also after `timeout` seconds."""
+        if self._max_backlog is None:
+            return {}
+        # Never for what settles a message: nothing would be worked off any more.
+        topics = {p.topic for p in publications if REAL_TOPIC not in p.properties}
+        deadline = time.monotonic() + timeout
+        while full := {t for t in topics if self.store.backlog(t, limit=self._max_backlog) >= self._max_backlog}:
+            if time.monotonic() >= deadline or self._closed:
+                why = f"{self._max_backlog:,} messages wait (max_backlog in the broker's URL), for {timeout:g} s"
+                return {topic: BacklogFullError(f"could not publish to {topic}: {why}") for topic in full}
+            time.sleep(ROOM_CHECK)
+        return {}
+
+    def _refused(
+        self, publications: Sequence[Publication], full: Mapping[str, PulsarTasksError]
+    ) -> dict[int, PulsarTasksError]:
         """What is not stored, by its place, and why."""
         drifted = {}
-        for topic in {p.topic for p in publications} & self._schemas.keys():
+        for topic in ({p.topic for p in publications} & self._schemas.keys()) - full.keys():
             try:
                 self.store.register(topic, self._schemas[topic])
             except IncompatibleSchemaError as error:
                 drifted[topic] = error
             else:
                 self._schemas.pop(topic, None)
-        errors = {index: refusal(p) or drifted.get(p.topic) for index, p in enumerate(publications)}
+        errors = {
+            index: refusal(p) or (None if REAL_TOPIC in p.properties else full.get(p.topic)) or drifted.get(p.topic)
+            for index, p in enumerate(publications)
+        }
         return {index: error for index, error in errors.items() if error is not None}
 
     def _open(self, topics: dict[int, str], *, mode: Mode, prefetch: int) -> LocalConsumer:

@@ -29,6 +29,7 @@ from pulsartasks.errors import (
 from pulsartasks.message import Publication
 from pulsartasks.options import Mode
 from pulsartasks.schemas import Schema, differences
+from pulsartasks.topics import COUNTER, DEAD_LETTERS, KEEPER
 
 VERSION = 1
 BUSY_TIMEOUT = 30.0
@@ -296,6 +297,25 @@ class Store:
                 (topic, after, limit),
             ).fetchall()
         return [_row(row) for row in rows]
+
+    def backlog(self, topic: str, *, limit: int) -> int:
+        """Messages that are not settled on that subscription of the topic which has most, counted up to `limit`.
+
+        Keepers do not count, nor readers.
+        """
+        with self._lock, _mapped_errors():
+            subscriptions = self._sql.execute(
+                "SELECT s.id FROM subscriptions s JOIN topics t ON t.id = s.topic_id"
+                " WHERE t.name = ? AND s.process IS NULL AND s.name NOT IN (?, ?, ?)",
+                (topic, KEEPER, DEAD_LETTERS, COUNTER),
+            ).fetchall()
+            counts = [
+                self._sql.execute(
+                    "SELECT count(*) FROM (SELECT 1 FROM deliveries WHERE subscription_id = ? LIMIT ?)", (*row, limit)
+                ).fetchone()[0]
+                for row in subscriptions
+            ]
+        return max(counts, default=0)
 
     def unsettled(self, *, due_by: float) -> int:
         """Messages that wait, and are due by that instant, or run on the subscriptions that have consumers, readers not

@@ -11,6 +11,7 @@ import pulsar
 from pulsartasks.errors import (
     AuthenticationError,
     AuthorizationError,
+    BacklogFullError,
     BrokerError,
     BrokerUnavailableError,
     ClosedError,
@@ -19,6 +20,11 @@ from pulsartasks.errors import (
     PulsarTasksError,
     SubscriptionBusyError,
 )
+
+
+class PublishersHeldError(BacklogFullError):
+    """The quota's policy is to hold publishers until there is room again (``producer_request_hold``)."""
+
 
 ERRORS: Mapping[str, type[PulsarTasksError]] = {
     "AlreadyClosed": ClosedError,
@@ -47,8 +53,8 @@ ERRORS: Mapping[str, type[PulsarTasksError]] = {
     "NotAllowedError": BrokerError,
     "NotConnected": BrokerUnavailableError,
     "OperationNotSupported": BrokerError,
-    "ProducerBlockedQuotaExceededError": BrokerError,
-    "ProducerBlockedQuotaExceededException": BrokerError,
+    "ProducerBlockedQuotaExceededError": PublishersHeldError,
+    "ProducerBlockedQuotaExceededException": BacklogFullError,
     "ProducerBusy": BrokerUnavailableError,
     "ProducerFenced": BrokerError,
     "ProducerNotInitialized": ClosedError,

@@ -25,9 +25,10 @@ from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run
 from pulsartasks.brokers.pulsar.consumer import message_id_text
 from pulsartasks.brokers.pulsar.deadlines import Deadlines
 from pulsartasks.brokers.pulsar.diagnosis import WrongSettingError
-from pulsartasks.brokers.pulsar.errors import from_result, to_error
+from pulsartasks.brokers.pulsar.errors import PublishersHeldError, from_result, to_error
 from pulsartasks.brokers.pulsar.schema import JsonBytes, explained
 from pulsartasks.errors import (
+    BacklogFullError,
     BrokerError,
     BrokerUnavailableError,
     ClosedError,
@@ -304,7 +305,9 @@ class _Call:
     def fail(self, indices: Sequence[int], topic: str, error: BaseException) -> None:
         """These messages found no producer, which ends it for them unless the broker may come back in time."""
         self._failures[topic] = error
-        if isinstance(error, BrokerUnavailableError) and not isinstance(error, WrongSettingError):
+        if isinstance(error, PublishersHeldError) or (
+            isinstance(error, BrokerUnavailableError) and not isinstance(error, WrongSettingError)
+        ):
             return
         for index in indices:
             self._outcomes[index] = error if isinstance(error, PulsarTasksError) else BrokerError(str(error))
@@ -336,7 +339,8 @@ class _Call:
                 f"{topic} did not confirm a message within {self._timeout:g} s; it may or may not have been stored"
             )
         why = self._failures.get(topic, f"could not publish to {topic}: there is no connection")
-        return BrokerUnavailableError(f"{why}, for {self._timeout:g} s")
+        kind = BacklogFullError if isinstance(why, PublishersHeldError) else BrokerUnavailableError
+        return kind(f"{why}, for {self._timeout:g} s")
 
     def _wait_until_on_the_way(self, at_most: int) -> bool:
         with self._changed:
