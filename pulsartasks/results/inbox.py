@@ -39,6 +39,8 @@ from pulsartasks.results.base import (
 from pulsartasks.serializers import UNREADABLE
 from pulsartasks.topics import volatile_topic
 
+TOGETHER = "-together-"
+"""In the name of a caller's topic: it takes several results in one message, as a JSON list."""
 LISTEN_AGAIN = 1.0
 """Seconds after which listening is tried again that the broker did not allow."""
 PUSHED = 100_000
@@ -61,7 +63,7 @@ class PushedResults(ResultStore):
         self._topic = place.topic
         self._expires = place.expires
         replies = volatile_topic(place.topic)
-        self._inbox = Inbox(place.broker, f"{replies}-{uuid4().hex}", place.clock)
+        self._inbox = Inbox(place.broker, f"{replies}{TOGETHER}{uuid4().hex}", place.clock)
         self._may_reply_to = re.compile(re.escape(replies) + "-(?!.*-partition-)[0-9A-Za-z-]{1,64}").fullmatch
 
     @abstractmethod
@@ -401,12 +403,12 @@ class Inbox:
 
 
 def pushes(results: Sequence[PackedResult]) -> Iterator[Publication]:
-    """What is sent to those who wait for `results`: to each a list, or several, and each claim by itself."""
+    """What is sent to those who wait for `results`: each by itself, but in lists to who takes them together."""
     lists: dict[str, bytes] = defaultdict(bytes)
     for result in results:
         if result.reply_to is None:
             continue
-        if CLAIM in result.headers:
+        if CLAIM in result.headers or TOGETHER not in result.reply_to:
             yield Publication(result.reply_to, result.value, properties=result.headers)
             continue
         pushed = lists[result.reply_to]
