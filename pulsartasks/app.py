@@ -22,6 +22,7 @@ from typing_extensions import ParamSpec, Unpack
 from pulsartasks import plugins
 from pulsartasks.batch import Batch
 from pulsartasks.brokers.base import UNPACKED, Broker, Claims, Packing, Reader, confirmed
+from pulsartasks.canvas import CallKeywords
 from pulsartasks.clock import Clock, FrozenClock, SystemClock
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
@@ -29,12 +30,14 @@ from pulsartasks.middleware.base import Middleware, wrap_publish
 from pulsartasks.options import TaskKeywords, TaskOptions
 from pulsartasks.published import Testing
 from pulsartasks.publishing import Publishing
+from pulsartasks.result import AsyncResult
 from pulsartasks.results.base import Place, ResultBackend, ResultStore
 from pulsartasks.revocation import Notice
 from pulsartasks.schedule import Entry, Missed, Publishable, Schedule, define
 from pulsartasks.serializers import type_hints
 from pulsartasks.shared import SharedTask
 from pulsartasks.signals import Signals
+from pulsartasks.signature import Signature
 from pulsartasks.task import BatchDecorator, BatchTask, BindingDecorator, Decorator, Task
 from pulsartasks.topic import Topic
 from pulsartasks.topics import COUNTER, DEAD_LETTERS, DEFAULT_NAMESPACE, KEEPER, check_namespace, qualify, short_name
@@ -47,6 +50,17 @@ T = TypeVar("T")
 DEFAULT_BROKER = "local://"
 ASYNC_THREADS = 64
 """On which calls from asyncio wait for the broker; started as they are needed."""
+_OF_THE_CONSUMER = (
+    "mode",
+    "concurrency",
+    "prefetch",
+    "rate_limit",
+    "start",
+    "batching",
+    "batch",
+    "compression",
+    "durable",
+)
 _MODULES = {"pulsar+ssl": "pulsar", "memory": "local"}
 
 
@@ -100,6 +114,8 @@ class PulsarTasks:
         self._broker_url = broker
         self._namespace = namespace
         self._tasks: dict[str, Task[..., Any]] = {}
+        self._elsewhere: dict[tuple[str, str | None, str | None], Task[..., Any]] = {}
+        """Tasks that are called by their names only, by name, topic and subscription."""
         self._topics: dict[str, Topic[Any]] = {}
         self._resources: dict[type, Callable[[], Iterator[Any]]] = {}
         self._scheduled: dict[str, Entry] = {}
@@ -295,6 +311,40 @@ class PulsarTasks:
         # A hyphen, since no task's own topic has one by default.
         return self.qualify(f"{self.name}.chord-parts")
 
+    def signature(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        topic: str | None = None,
+        subscription: str | None = None,
+        immutable: bool = False,
+        **options: Unpack[CallKeywords],
+    ) -> Signature[Any]:
+        """A call of the task of this name, whose code need not be here: its worker then checks the arguments.
+
+        Of such a task say what its `topic` and `subscription` are where it has its own.
+        """
+        task = self._tasks.get(name) or self._elsewhere.get((name, topic, subscription))
+        if task is None:
+            known = TaskOptions.parse({"name": name, "topic": topic, "subscription": subscription}, task=name)
+            task = self._elsewhere[name, topic, subscription] = Task(self, _anything, known, {})
+        return task.signature(args, kwargs, immutable=immutable, **options)
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        topic: str | None = None,
+        subscription: str | None = None,
+        **options: Unpack[CallKeywords],
+    ) -> AsyncResult[Any]:
+        """Call the task of this name; see `signature`."""
+        return self.signature(name, args, kwargs, topic=topic, subscription=subscription, **options).apply_async()
+
     def revoke(self, task_id: str, *, terminate: bool = False, eta: datetime | None = None) -> None:
         """Have the task of this id not run: neither a call that waits or is delayed, nor any further attempt.
 
@@ -423,7 +473,7 @@ class PulsarTasks:
         subscriptions[self.chords].add(COUNTER)
         for topic in self._topics.values():
             subscriptions[topic.full_name].update(topic.subscriptions)
-        for task in self._tasks.values():
+        for task in (*self._tasks.values(), *self._elsewhere.values()):
             topics = task.topics
             for name in (topics.work, topics.calls, topics.retry, topics.delayed):
                 subscriptions[name].add(task.subscription)
@@ -512,6 +562,11 @@ def open_broker(url: str) -> Broker:
     return broker
 
 
+def _anything(*args: Any, **kwargs: Any) -> Any:
+    """What a task takes whose code is not here."""
+    raise PulsarTasksError(f"the code of this task is not here, so only a worker can run it with {args} and {kwargs}")
+
+
 def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
     """Refuse two tasks that would eat each other's messages."""
     if (
@@ -531,7 +586,7 @@ def _check_neighbours(task: Task[..., Any], other: Task[..., Any]) -> None:
                 "for several subscriptions define the topic with app.topic()"
             )
         # Whoever consumes the topic gets the messages of both, so what a consumer is made of must be the same.
-        for option in ("mode", "concurrency", "prefetch", "start", "batching", "compression", "durable", "batch"):
+        for option in _OF_THE_CONSUMER:
             mine, theirs = getattr(task.options, option), getattr(other.options, option)
             if mine != theirs:
                 raise ConfigurationError(

@@ -37,6 +37,7 @@ class CallKeywords(TypedDict, total=False):
     task_id: str | None
     headers: Mapping[str, str]
     expires: float | timedelta | datetime | None
+    ignore_result: bool | None
     link: Links
     link_error: Links
 
@@ -208,6 +209,10 @@ class Canvas(ABC, Generic[H_co]):
 
     def __or__(self, other: Canvas[H2]) -> chain[H2]:
         return chain(self, other)
+
+    def __invert__(self) -> Any:
+        """``~canvas`` sends it and waits for its value; for a shell."""
+        return self.delay().get()
 
 
 L = TypeVar("L", bound=Canvas[Any])

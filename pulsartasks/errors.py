@@ -20,6 +20,7 @@ PulsarTasksError
 │   └── ClosedError
 ├── ResultTimeoutError          (also a TimeoutError)
 ├── ResultStoreError            (also a ConnectionError)
+├── IncompleteStream            not all of a canvas has ended yet
 ├── WorkerCrashedError          a task took its worker process with it, too often
 ├── TimeLimitExceeded           (also a TimeoutError) a task's process was killed by its hard time limit
 ├── UnacknowledgedError         a task with ack="manual" ended without self.ack()
@@ -29,7 +30,7 @@ PulsarTasksError
 ├── SoftTimeLimitExceeded       raised inside a task that runs longer than its ``soft_time_limit``
 └── MaxRetriesExceededError
 
-``Retry`` and ``Reject`` are verbs, not failures: a task raises them to say what is to become of its message.
+``Retry``, ``Reject`` and ``Ignore`` are verbs, not failures: a task raises them to say what becomes of its message.
 ``Replace`` is raised by ``self.replace()``: the task's result is to be that of other calls.
 ``Terminate`` is what ``revoke(terminate=True)`` raises inside a running one.
 """
@@ -135,6 +136,10 @@ class ResultStoreError(PulsarTasksError, ConnectionError):
     """The database of results cannot be reached, or did not do what was asked; workers try again."""
 
 
+class IncompleteStream(PulsarTasksError):  # noqa: N818 - Celery's name
+    """Not all that follows a call has ended yet; ``collect(intermediate=True)`` gives what there is."""
+
+
 class WorkerCrashedError(PulsarTasksError):
     """The worker process died each time while it ran this message; what killed it left no exception."""
 
@@ -204,6 +209,13 @@ class Reject(Exception):  # noqa: N818 - control flow is a bare verb
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Ignore(Exception):  # noqa: N818 - control flow is a bare verb
+    """Stop here and keep nothing of it: the message is acknowledged, without a result or a dead letter.
+
+    Whoever waits for its result waits in vain, and what was to follow it in a canvas is not run.
+    """
 
 
 class Replace(Exception):  # noqa: N818 - control flow is a bare verb

@@ -35,6 +35,8 @@ SINGLE = "pt-single"
 """``1`` in a call that may have been sent twice under its id: of its messages the first one runs, and no other."""
 UNIQUE = "pt-unique"
 """What the call had to be the only one of."""
+IGNORE_RESULT = "pt-ignore-result"
+"""``1`` or ``0`` in a call that says itself whether its result is kept, instead of its task."""
 RESERVED_PREFIX = "pt-"
 
 ATTEMPT = "RECONSUMETIMES"
@@ -65,7 +67,7 @@ CUT = "pt-cut"
 
 _DEATH = (REASON, EXCEPTION_TYPE, EXCEPTION_MESSAGE, TRACEBACK, ATTEMPTS, WORKER, FAILED_AT, PUBLISHED_AT, CUT)
 _RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, OLD_ORIGIN_MESSAGE_ID, ETA, EXPIRES)
-OURS = frozenset((TASK, TASK_ID, REPLY_TO, CLAIM, UNIQUE, TICK, CANVAS, SINGLE, *_DEATH, *_RETRY))
+OURS = frozenset((TASK, TASK_ID, REPLY_TO, CLAIM, UNIQUE, TICK, CANVAS, SINGLE, IGNORE_RESULT, *_DEATH, *_RETRY))
 """All headers that are not the caller's own."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from pulsartasks.batch import Batch
 from pulsartasks.errors import ConfigurationError
+from pulsartasks.rate import interval
 from pulsartasks.retry import RetryPolicy
 from pulsartasks.topics import is_name, is_topic
 
@@ -47,8 +48,10 @@ class TaskKeywords(TypedDict, total=False):
     time_limit: float | None
     concurrency: int | None
     prefetch: int | None
+    rate_limit: float | str | None
     ignore_result: bool
     track_started: bool
+    throws: tuple[type[BaseException], ...]
     once: bool
     once_for: float
     unique_key: Callable[..., str | None] | None
@@ -98,11 +101,17 @@ class TaskOptions:
     concurrency: int | None = None
     """Messages of this task run at once in a process, on its own threads; default: it shares the worker's ``-c``."""
     prefetch: int | None = None
-    """Messages that wait in the process beyond those running; default: max(2 x concurrency, 16)."""
+    """Messages that wait in the process beyond those running; default: max(2 x concurrency, 16), with a
+    `rate_limit` 1."""
+    rate_limit: float | str | None = None
+    """Runs begun at most so often by one worker, evenly spread: ``"10/s"``, ``"100/m"``, ``"5/h"``, or a number for
+    each second. What must wait stays with the broker, and holds up no other task."""
     ignore_result: bool = False
     """Store no result; the call returns a handle whose ``get()`` says so."""
     track_started: bool = False
     """Tell the handle when a message is received, begun and to be tried again, which costs a message each time."""
+    throws: tuple[type[BaseException], ...] = ()
+    """Exceptions that are expected of it: failures like others, but logged as information and without a traceback."""
     once: bool = False
     """Effectively once: what has succeeded under an id does not run again under it, delivered or published anew."""
     once_for: float = 3600.0
@@ -168,6 +177,8 @@ class TaskOptions:
                 lambda topic: isinstance(topic, bool) or is_topic(topic),
                 "True, False or the name of a topic",
             ),
+            "rate_limit": (_is_rate, "a number for each second, more than 0, or like '10/s', '100/m', '5/h'"),
+            "throws": (_are_exceptions, "a tuple of exception classes, e.g. (KeyError,)"),
             "autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
             "dont_autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
             "max_retries": (lambda n: n is None or _is_whole(n, 0), "0 or more, or None for no end"),
@@ -256,6 +267,15 @@ def _is_limit(value: object) -> bool:
     return value is None or (
         isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
     )
+
+
+def _is_rate(value: object) -> bool:
+    if value is None:
+        return True
+    try:
+        return isinstance(value, (int, float, str)) and not isinstance(value, bool) and interval(value) > 0
+    except ValueError:
+        return False
 
 
 def _is_seconds(value: object) -> bool:

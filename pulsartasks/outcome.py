@@ -34,9 +34,11 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """The task did not run: its work is done already (``done``), or another copy of this attempt ran (``copy``)."""
+    """Nothing is kept of it: its work is done already (``done``), another copy of this attempt ran (``copy``), or the
+    task said so (``ignored``).
+    """
 
-    reason: Literal["done", "copy"]
+    reason: Literal["done", "copy", "ignored"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from pulsartasks.errors import InvalidArgumentsError, PulsarTasksError, ResultTimeoutError, UnreadableMessageError
+from pulsartasks.errors import (
+    IncompleteStream,
+    InvalidArgumentsError,
+    PulsarTasksError,
+    ResultTimeoutError,
+    UnreadableMessageError,
+)
 from pulsartasks.publishing import Block
 from pulsartasks.results.base import LOOK_AGAIN, Progress, Result, ResultStore, State, newer
 from pulsartasks.serializers import PayloadCodec
@@ -150,6 +157,18 @@ class AsyncResult(Generic[R_co]):
 
     def failed(self) -> bool:
         return self.state == "FAILURE"
+
+    def collect(self, *, intermediate: bool = False) -> Iterator[tuple[AsyncResult[Any] | GroupResult[Any], Any]]:
+        """Each handle from this one on, and its value: first its own, then those of `children`, and of theirs.
+
+        Args:
+            intermediate: wait for none, and pass over what has not ended.
+
+        Raises:
+            IncompleteStream: one has not ended, and `intermediate` is not given.
+            Exception: as `get`.
+        """
+        yield from _collect([self], intermediate=intermediate)
 
     def revoke(self, *, terminate: bool = False) -> None:
         """Have the task not run; see `PulsarTasks.revoke`."""
@@ -338,3 +357,16 @@ class GroupResult(Generic[R_co]):
 
     def __repr__(self) -> str:
         return f"<GroupResult of {len(self.results)}>"
+
+
+def _collect(
+    handles: Sequence[AsyncResult[Any] | GroupResult[Any]], *, intermediate: bool
+) -> Iterator[tuple[AsyncResult[Any] | GroupResult[Any], Any]]:
+    left = deque(handles)
+    while left:
+        handle = left.popleft()
+        if handle.ready():
+            yield handle, handle.get()
+        elif not intermediate:
+            raise IncompleteStream(f"{handle!r} has not ended; collect(intermediate=True) gives what has")
+        left.extend(handle.children)

@@ -86,6 +86,7 @@ class Signals:
     def __init__(self) -> None:
         self.before_task_publish = Signal("before_task_publish")
         self.after_task_publish = Signal("after_task_publish")
+        self.task_received = Signal("task_received")
         self.task_prerun = Signal("task_prerun")
         self.task_postrun = Signal("task_postrun")
         self.task_success = Signal("task_success")
@@ -100,6 +101,7 @@ class Signals:
         self.worker_shutdown = Signal("worker_shutdown")
         self.worker_process_init = Signal("worker_process_init")
         self.worker_process_shutdown = Signal("worker_process_shutdown")
+        self.beat_init = Signal("beat_init")
 
     def __getattr__(self, name: str) -> Signal:
         known = list(vars(self))

@@ -38,6 +38,8 @@ class CallOptions:
     expires: float | timedelta | datetime | None = None
     """Seconds from now, or an instant that knows its time zone, after which no attempt is begun; instead of the task's
     own. It is the same for retries, and a countdown does not add to it."""
+    ignore_result: bool | None = None
+    """Whether no result is kept of it; None: as its task says."""
     link: Links = ()
     """What is called with its result: ``other.s(...)`` or any canvas, or several of them."""
     link_error: Links = ()

@@ -21,10 +21,18 @@ from pulsartasks.brokers.base import confirmed
 from pulsartasks.canvas import CallKeywords, Draft, Host, as_links, group, plan_links
 from pulsartasks.clock import Clock
 from pulsartasks.context import TaskContext
-from pulsartasks.errors import CallError, ConfigurationError, InvalidArgumentsError, PulsarTasksError, UnconfirmedError
+from pulsartasks.errors import (
+    BrokerError,
+    CallError,
+    ConfigurationError,
+    InvalidArgumentsError,
+    PulsarTasksError,
+    UnconfirmedError,
+)
 from pulsartasks.message import (
     ETA,
     EXPIRES,
+    IGNORE_RESULT,
     REPLY_TO,
     TASK,
     TASK_ID,
@@ -128,6 +136,9 @@ INJECTED: Final[Any] = Injected()
 
 class Task(Generic[P, R, C]):
     """A function that can be called here, or through its topic; made by ``@app.task``."""
+
+    OperationalError = BrokerError
+    """What a call raises when the broker does not take it, under Celery's name."""
 
     def __init__(
         self, host: TaskHost, function: Callable[..., Any], options: TaskOptions, resources: Mapping[type, object]
@@ -385,13 +396,15 @@ class Task(Generic[P, R, C]):
             errbacks=errbacks,
         )
         draft.add(self._host, step.topic, preceded=preceded)
-        handle = self._handle(headers[TASK_ID], sent_here=True, eta=due, block=self._host.publishing.block)
+        handle = self._handle(headers, sent_here=True, eta=due, block=self._host.publishing.block)
         handle.children += children
         return step, handle
 
     def result(self, task_id: str) -> AsyncResult[R]:
         """The handle of a call that was sent elsewhere, or earlier."""
-        return self._handle(task_id, sent_here=False)
+        ignored = self.call_options.ignore_result
+        said = {} if ignored is None else {IGNORE_RESULT: "1" if ignored else "0"}
+        return self._handle({TASK_ID: task_id, **said}, sent_here=False)
 
     def _send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> AsyncResult[R]:
         if options.link or options.link_error:
@@ -409,7 +422,7 @@ class Task(Generic[P, R, C]):
         claim = Record("claim", self.name, key, task_id, self.options.unique_for)
         holder = host.unique.claim(claim)
         if holder != claim:
-            return self._handle(holder.id, sent_here=False)
+            return self._handle({TASK_ID: holder.id}, sent_here=False)
         outcome, _ = host.publish_many([publication, host.unique.sent(claim)])
         if isinstance(outcome, CallError):
             with suppress(PulsarTasksError):  # else the claim is over in a minute, since its call was not sent
@@ -424,12 +437,13 @@ class Task(Generic[P, R, C]):
 
     def _sent(self, publication: Publication, message_id: str) -> AsyncResult[R]:
         block = None if message_id else self._host.publishing.block
-        return self._handle(publication.properties[TASK_ID], sent_here=True, eta=publication.deliver_at, block=block)
+        return self._handle(publication.properties, sent_here=True, eta=publication.deliver_at, block=block)
 
     def _handle(
-        self, task_id: str, *, sent_here: bool, eta: float | None = None, block: Block | None = None
+        self, headers: Mapping[str, str], *, sent_here: bool, eta: float | None = None, block: Block | None = None
     ) -> AsyncResult[R]:
-        store = None if self.options.ignore_result else self._host.results
+        task_id = headers[TASK_ID]
+        store = None if self.ignores_result(headers) else self._host.results
         due = None if eta is None else datetime.fromtimestamp(eta, timezone.utc)
         revoke = functools.partial(self._host.revoke, task_id, eta=due)
         call: AsyncResult[R] = AsyncResult(
@@ -458,9 +472,16 @@ class Task(Generic[P, R, C]):
 
     def _headers(self, options: CallOptions, now: float) -> dict[str, str]:
         properties = {**options.headers, TASK: self.name, TASK_ID: options.task_id or new_task_id(now)}
-        if not self.options.ignore_result:
+        if options.ignore_result is not None:
+            properties[IGNORE_RESULT] = "1" if options.ignore_result else "0"
+        if not self.ignores_result(properties):
             properties[REPLY_TO] = self._host.results.reply_to
         return properties
+
+    def ignores_result(self, headers: Mapping[str, str]) -> bool:
+        """Whether no result is kept of a call with these headers."""
+        said = headers.get(IGNORE_RESULT)
+        return self.options.ignore_result if said is None else said == "1"
 
     def _check_storable(self) -> None:
         if not self.options.durable:

@@ -18,6 +18,7 @@ WORDS = {
     "message",
     "options",
     "outcome",
+    "rate",
     "retry",
     "schedule",
     "schemas",

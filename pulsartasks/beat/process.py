@@ -48,6 +48,7 @@ def run(app: PulsarTasks, *, health: tuple[str, int] | None = None) -> None:
                 serve_health(*health, alive=thread.is_alive, ready=lambda: beat.ready and forwarding.ready)
             )
             sys.stderr.write(f"Health: http://{health[0]}:{port}/readyz\n")
+        app.signals.beat_init.send(beat)
         _log.info("beat.loaded", app=app.name, broker=app.broker_url.partition("?")[0], entries=len(app.scheduled))
         thread.start()
         forwarding.start(give_up)

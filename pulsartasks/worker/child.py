@@ -38,6 +38,8 @@ class ChildOptions(msgspec.Struct, frozen=True):
     app: str
     """``module:attribute``."""
     concurrency: int
+    processes: int
+    """Of this worker, itself among them."""
     topics: list[str] | None
     log_level: str
     grace: float
@@ -97,7 +99,13 @@ def run(options: ChildOptions) -> int:
             "memory:// is within one process, so this worker would get nothing; use local://, or app.testing() in tests"
         )
     app.signals.worker_process_init.send(app)
-    worker = Worker(app, concurrency=options.concurrency, topics=options.topics, middleware=_metrics(app))
+    worker = Worker(
+        app,
+        concurrency=options.concurrency,
+        topics=options.topics,
+        middleware=_metrics(app),
+        processes=options.processes,
+    )
     threading.Thread(target=_await_order, args=[stop], name="pulsartasks-orders", daemon=True).start()
     _log.info("worker.loaded", app=app.name, broker=app.broker_url.partition("?")[0], tasks=len(worker.tasks))
     worker.start(give_up, journal_begun=lambda path: _tell(options.report_to, Report(journal=str(path))))

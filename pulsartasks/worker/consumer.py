@@ -29,6 +29,7 @@ from pulsartasks.message import Publication, read_eta
 from pulsartasks.retry import backoff
 from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.lanes import Held, Lanes
+from pulsartasks.worker.rate_limit import RateLimit
 
 RECEIVE_TIMEOUT = 0.5
 """Seconds a thread waits for a message before it looks whether the worker is stopping."""
@@ -57,6 +58,8 @@ class ConsumerThreads(ABC):
         self._standing_by = threading.Event()
         self._failed: Callable[[BaseException], None] = _log_failure
         self._first: Callable[[], None] = _nothing
+        self.limit: RateLimit | None = None
+        """How often its threads may begin a run."""
         self._aside: Mapping[str, str] = {}
         """Where messages of a topic are put back, if not to that topic, which others would get them from again."""
 
@@ -179,6 +182,12 @@ class ConsumerThreads(ABC):
             early = eta - self._app.clock.now()
         return True
 
+    def _receive(self, consumer: Consumer) -> Delivery | None:
+        """A message, when a run may begin."""
+        if self.limit is None:
+            return consumer.receive(RECEIVE_TIMEOUT)
+        return self.limit.take(lambda: consumer.receive(RECEIVE_TIMEOUT), self._stopping)
+
     def _waits_on(self, topic: str) -> str:
         """Where a message that was received on `topic` waits until it is due."""
         return self._aside.get(topic, topic)
@@ -209,7 +218,7 @@ class SharedConsumer(ConsumerThreads):
 
     def _work(self, consumer: Consumer) -> None:
         while not self._stopping.is_set():
-            delivery = consumer.receive(RECEIVE_TIMEOUT)
+            delivery = self._receive(consumer)
             if delivery is None:
                 continue
             if message.ETA in delivery.properties and not self._wait_until_due(delivery):
@@ -256,6 +265,8 @@ class OrderedConsumer(ConsumerThreads):
     def _work(self, consumer: Consumer) -> None:
         while not self._stopping.is_set():
             held = self._next(consumer)
+            if held is not None and self.limit is not None:
+                held = self.limit.take(lambda held=held: held, self._stopping)  # type: ignore[misc]
             if held is not None:
                 self._execute(held)
 

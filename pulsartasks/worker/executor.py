@@ -19,6 +19,7 @@ from pulsartasks.brokers.base import Delivery
 from pulsartasks.context import Acknowledgement, TaskContext
 from pulsartasks.crashes import CrashStory, message_name
 from pulsartasks.errors import (
+    Ignore,
     MaxRetriesExceededError,
     PulsarTasksError,
     Reject,
@@ -123,6 +124,8 @@ class Executor:
         request = run.request
         context = bind_contextvars(task=request.task, id=request.id, attempt=request.retries + 1)
         try:
+            if self._signals is not None:
+                self._signals.received(run)
             if run.route.task.options.ack == "early":
                 delivery.acknowledge()
             outcome = self._run(run)
@@ -248,8 +251,8 @@ class Executor:
             return Succeeded(value)
         except Terminate:
             return Revoked("terminated")
-        except Replace as verb:
-            return Replaced(verb.canvas)
+        except (Retry, Replace, Reject, Ignore) as verb:
+            return _said(verb)
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a task does not end its worker
             return _failure(error, policy, request.retries)
         finally:
@@ -308,6 +311,19 @@ def _outcome(result: object, request: Request, policy: RetryPolicy) -> Outcome:
         none_left = MaxRetriesExceededError(f"{request.task}[{request.id}] failed {request.retries + 1} times")
         return Died(result.cause or none_left, "failed")
     return _failure(result, policy, request.retries)
+
+
+def _said(verb: Retry | Replace | Reject | Ignore) -> Outcome:
+    """What the task itself says is to become of it."""
+    match verb:
+        case Retry():
+            return Retried(verb.cause or verb, max(0.0, verb.delay))
+        case Replace():
+            return Replaced(verb.canvas)
+        case Reject():
+            return Died(verb, "rejected")
+        case _:
+            return Skipped("ignored")
 
 
 def _failure(error: BaseException, policy: RetryPolicy, retries: int) -> Outcome:

@@ -109,7 +109,7 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
         """Whether it is a call whose result is kept."""
         return (
             self.task is not None
-            and not self.task.options.ignore_result
+            and not self.task.ignores_result(self.headers)
             and self.headers.get(message.TASK_ID) == self.request.id
         )
 

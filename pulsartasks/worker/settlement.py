@@ -174,6 +174,8 @@ def report(run: Run, outcome: Outcome) -> None:
             _log.info("message.succeeded", seconds=round(time.perf_counter() - run.began, 4))
         case Retried(error, delay):
             _log.warning("message.retried", error=text_of(error, repr), delay=round(delay, 3))
+        case Died(error, "failed") if run.task is not None and isinstance(error, run.task.options.throws):
+            _log.info("message.died", reason="failed", error=text_of(error, repr))
         case Died(error, reason):
             _log.error(
                 "message.died",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 from typing_extensions import assert_never
 
@@ -10,6 +11,7 @@ from pulsartasks.app import PulsarTasks
 from pulsartasks.message import Request
 from pulsartasks.middleware.base import Execute
 from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.results.base import traceback_of
 from pulsartasks.worker.run import Run
 
 _STATES: dict[type, str] = {
@@ -21,6 +23,15 @@ _STATES: dict[type, str] = {
     Replaced: "IGNORED",
 }
 """Celery's names."""
+
+
+class ExceptionInfo(NamedTuple):
+    """What Celery calls ``einfo``."""
+
+    type: type[BaseException]
+    exception: BaseException
+    traceback: str
+    """As Python prints it."""
 
 
 class _Thread(threading.local):
@@ -52,6 +63,11 @@ class TaskSignals:
 
         return run
 
+    def received(self, run: Run) -> None:
+        """Of a message that a thread has taken to run."""
+        if run.task is not None:
+            self._signals.task_received.send(run.task, request=run.request)
+
     def tell(self, run: Run, outcome: Outcome) -> None:
         """What became of an attempt, before it is settled."""
         if run.task is None:
@@ -79,7 +95,7 @@ class TaskSignals:
             case Succeeded(value):
                 signals.task_success.send(run.task, result=value, request=request)
             case Retried(error):
-                signals.task_retry.send(run.task, request=request, reason=error)
+                signals.task_retry.send(run.task, request=request, reason=error, einfo=_info(error))
             case Died(error, "unreadable"):
                 signals.task_rejected.send(run.task, message=run.delivery, exc=error)
             case Died(error):
@@ -90,13 +106,17 @@ class TaskSignals:
                     args=request.args,
                     kwargs=request.kwargs,
                     traceback=error.__traceback__,
+                    einfo=_info(error),
                     request=request,
                 )
             case Revoked(reason):
-                signals.task_revoked.send(
-                    run.task, request=request, terminated=reason == "terminated", expired=reason == "expired"
-                )
+                ends = {"terminated": reason == "terminated", "expired": reason == "expired"}
+                signals.task_revoked.send(run.task, request=request, signum=None, **ends)
             case Skipped() | Replaced():
                 pass
             case _:
                 assert_never(outcome)
+
+
+def _info(error: BaseException) -> ExceptionInfo:
+    return ExceptionInfo(type(error), error, traceback_of(error))

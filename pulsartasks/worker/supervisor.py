@@ -116,6 +116,7 @@ class Supervisor:
         options = ChildOptions(
             app=self._options.app,
             concurrency=self._options.concurrency,
+            processes=self._options.processes,
             topics=None if self._options.topics is None else list(self._options.topics),
             log_level=self._options.log_level,
             grace=self._options.grace,

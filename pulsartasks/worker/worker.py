@@ -17,12 +17,14 @@ from pulsartasks.brokers.base import Subscription
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.middleware.base import Middleware
 from pulsartasks.options import ORDERED, Mode, Start
+from pulsartasks.rate import interval
 from pulsartasks.task import Task
 from pulsartasks.topics import durable_topic, is_persistent, short_name
 from pulsartasks.worker.chords import Chords
 from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
 from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.once import Once
+from pulsartasks.worker.rate_limit import RateLimit
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.revocations import Gate, Known, Revocations
 from pulsartasks.worker.run import Route
@@ -47,7 +49,8 @@ class _Settings:
     concurrency: int
     prefetch: int
     own: str | None
-    """The task that has a consumer of its own, since it asked for its own concurrency, or for batches."""
+    """The task that has a consumer of its own, since it asked for its own concurrency or rate, or for batches."""
+    rate_limit: float | str | None
 
 
 class Worker:
@@ -57,6 +60,7 @@ class Worker:
         concurrency: messages of one subscription that run at once; tasks with their own ``concurrency=`` come on top.
         topics: names of topics; only tasks that consume one of them run. None: all tasks.
         middleware: goes around every attempt, outside the app's own.
+        processes: how many such workers, each in a process of its own, keep a ``rate_limit`` together.
     """
 
     def __init__(
@@ -66,8 +70,10 @@ class Worker:
         concurrency: int = 1,
         topics: Collection[str] | None = None,
         middleware: Sequence[Middleware] = (),
+        processes: int = 1,
     ) -> None:
         self.app = app
+        self._processes = processes
         self._tasks = _select(app, topics)
         self._resources = Resources(app.resources)
         self._once = Once(app, self._tasks)
@@ -166,13 +172,11 @@ class Worker:
                 return
 
     def _expire(self) -> None:
-        results = not all(task.options.ignore_result for task in self._tasks)
         unique = any(task.options.unique_key for task in self._tasks)
         while not self._stopped.wait(EXPIRE_EVERY):
             try:
                 self._executor.guard.trim()
-                if results:
-                    self.app.results.expire()
+                self.app.results.expire()
                 if unique:
                     self.app.unique.trim()
             except PulsarTasksError as error:
@@ -189,7 +193,12 @@ class Worker:
         consumers: list[ConsumerThreads] = []
         for settings, tasks in groups.items():
             consume = self._consume_ordered if settings.mode in ORDERED else self._consume_shared
-            consumers += consume(settings, tasks)
+            alike = consume(settings, tasks)
+            if settings.rate_limit is not None:
+                limit = RateLimit(interval(settings.rate_limit) * self._processes)
+                for consumer in alike:
+                    consumer.limit = limit
+            consumers += alike
         return consumers
 
     def _consume_shared(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
@@ -254,8 +263,9 @@ def _settings(task: Task[..., Any], concurrency: int) -> _Settings:
         mode=options.mode,
         start=options.start,
         concurrency=threads,
-        prefetch=options.prefetch or max(2 * threads, LEAST_PREFETCH),
-        own=task.name if options.concurrency is not None or options.batch is not None else None,
+        prefetch=options.prefetch or (1 if options.rate_limit is not None else max(2 * threads, LEAST_PREFETCH)),
+        own=None if options.concurrency is None and options.rate_limit is None and options.batch is None else task.name,
+        rate_limit=options.rate_limit,
     )
 
 
