@@ -204,11 +204,15 @@ class Retry(Exception):  # noqa: N818 - control flow is a bare verb
 
 
 class Reject(Exception):  # noqa: N818 - control flow is a bare verb
-    """Stop here: the message becomes a dead letter with this reason, whatever its retries."""
+    """Stop here: the message becomes a dead letter with this reason, whatever its retries.
 
-    def __init__(self, reason: str) -> None:
+    With `requeue` it is run again instead, at once and however often that has been; ``self.retries`` counts it.
+    """
+
+    def __init__(self, reason: object = "", requeue: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.requeue = requeue
 
 
 class Ignore(Exception):  # noqa: N818 - control flow is a bare verb

@@ -321,7 +321,7 @@ def _said(verb: Retry | Replace | Reject | Ignore) -> Outcome:
         case Replace():
             return Replaced(verb.canvas)
         case Reject():
-            return Died(verb, "rejected")
+            return Retried(verb, 0.0) if verb.requeue else Died(verb, "rejected")
         case _:
             return Skipped("ignored")
 
