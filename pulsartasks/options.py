@@ -233,7 +233,7 @@ class TaskOptions:
     def _fleeting_complaints(self) -> Iterator[str]:
         """What cannot be had of calls that are not stored."""
         usual = TaskOptions(ack=self.ack if self.ack == "early" else "late")
-        for option in ("mode", "ack", "start", "max_crashes", "once", "unique_key"):
+        for option in ("mode", "ack", "start", "max_crashes", "once", "rate_limit", "unique_key"):
             if getattr(self, option) != getattr(usual, option):
                 yield f"durable=False stores no call that could come again or wait, so {option} must be left out"
         if not isinstance(self.topic, (str, type(None))):

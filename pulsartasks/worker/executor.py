@@ -261,7 +261,7 @@ class Executor:
 
     def _begin(self, task: Task[..., Any], request: Request) -> None:
         """Tell the caller that the task begins, or have it told what the task will tell."""
-        if task.options.ignore_result or request.headers.get(message.TASK_ID) != request.id:
+        if task.ignores_result(request.headers) or request.headers.get(message.TASK_ID) != request.id:
             return
         if task.options.track_started:
             self._states.tell(request, "STARTED")

@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from pulsartasks import (
     PulsarTasksError,
     Reject,
     ResultTimeoutError,
+    Retry,
     TaskContext,
     TaskRevokedError,
     chain,
@@ -384,7 +386,7 @@ def test_exception_of_the_task_is_raised_when_no_retry_is_left_and_without_one_i
         try:
             raise ConnectionError("fail whale")
         except ConnectionError as exc:
-            raise self.retry(exc=exc, countdown=0)
+            raise self.retry(exc=exc, countdown=0)  # noqa: B904 - as the guide writes it
 
     @app.task(bind=True, max_retries=1)
     def without(self: TaskContext) -> None:
@@ -400,6 +402,22 @@ def test_exception_of_the_task_is_raised_when_no_retry_is_left_and_without_one_i
     with pytest.raises(MaxRetriesExceededError):
         without.delay().get(PATIENCE)
     assert more.delay().get(PATIENCE) == 2
+
+
+def test_retry_is_what_is_raised_and_the_name_is_the_one_given(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task(name="sum-of-two-numbers", bind=True)
+    def add(self: TaskContext, x: int, y: int) -> int:
+        if self.retries == 0:
+            try:
+                self.retry(countdown=0)
+            except Retry:  # the guide: code after the call is not reached
+                assert self.request.task == add.name == "sum-of-two-numbers"
+                raise
+        return x + y
+
+    start_worker(app)
+    assert add.delay(2, 2).get(PATIENCE) == 4
+    assert app.tasks["sum-of-two-numbers"] is add
 
 
 @pytest.mark.guarantee(3)
@@ -490,7 +508,7 @@ def test_rate_limit_spreads_runs_evenly_and_holds_up_no_other_task(
 ) -> None:
     began: list[float] = []
 
-    @app.task(name="limited", mode=mode, key=lambda number: str(number), rate_limit="4/s")
+    @app.task(name="limited", mode=mode, key=str, rate_limit="4/s")
     def limited(number: int) -> None:
         began.append(time.monotonic())
 
@@ -504,7 +522,7 @@ def test_rate_limit_spreads_runs_evenly_and_holds_up_no_other_task(
     for call in calls:
         call.get(PATIENCE)
 
-    gaps = [after - before for before, after in zip(began, began[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(began)]
     assert len(gaps) == 4
     # A run begins a moment after its turn, so two may be nearer to each other than their turns.
     assert min(gaps) > 0.15
@@ -518,7 +536,7 @@ def test_what_waits_for_its_turn_goes_to_another_worker_when_this_one_stops(
     mode: Any, app: PulsarTasks, broker: BrokerUnderTest, name: str, start_worker: Workers
 ) -> None:
     def define(app: PulsarTasks, rate: str) -> Any:
-        return app.task(name="limited", mode=mode, key=lambda number: str(number), rate_limit=rate)(_same)
+        return app.task(name="limited", mode=mode, key=str, rate_limit=rate)(_same)
 
     slow = define(app, "1/h")
     calls = [slow.delay(number) for number in range(3)]

@@ -104,6 +104,22 @@ def test_it_stops_in_order_and_says_so(start: Callable[..., WorkerProcess]) -> N
     beat.wait_for_log("beat.stopped")
 
 
+def test_start_is_told_to_who_has_connected(database: Path) -> None:
+    database.parent.joinpath("told.py").write_text(
+        "import structlog\nfrom pulsartasks import PulsarTasks\napp = PulsarTasks('a')\n"
+        "@app.task\ndef act() -> None: ...\n"
+        "@app.signals.beat_init.connect\n"
+        "def begin(sender, **_):\n    structlog.get_logger().info('told.begun', by=type(sender).__name__)\n"
+    )
+    env = {"PULSARTASKS_BROKER": f"local://{database}", "PYTHONPATH": str(database.parent)}
+    beat = WorkerProcess(env=env, app="told:app", command="beat")
+    try:
+        beat.wait_for_log("beat.loaded")
+        assert [line["by"] for line in beat.logs if line["event"] == "told.begun"] == ["Beat"]
+    finally:
+        beat.clean_up()
+
+
 def test_the_leader_and_the_stand_by_are_ready(start: Callable[..., WorkerProcess]) -> None:
     copies = [start("--health-port", "0") for _ in range(2)]
 
