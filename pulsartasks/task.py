@@ -21,6 +21,7 @@ from pulsartasks.brokers.base import confirmed
 from pulsartasks.canvas import CallKeywords, Draft, Host, as_links, group, plan_links
 from pulsartasks.clock import Clock
 from pulsartasks.context import TaskContext
+from pulsartasks.errback import one_argument
 from pulsartasks.errors import (
     BrokerError,
     CallError,
@@ -144,7 +145,7 @@ class Task(Generic[P, R, C]):
         self, host: TaskHost, function: Callable[..., Any], options: TaskOptions, resources: Mapping[type, object]
     ) -> None:
         functools.update_wrapper(self, function)
-        self.function = function
+        self.function = function = one_argument(function)
         self.options = options
         self.retry_policy = options.retry_policy
         self.name = options.name or function.__name__

@@ -41,6 +41,7 @@ FACE = (
     "canvas",
     "signature",
     "context",
+    "errback",
     "topic",
     "task",
     "shared",

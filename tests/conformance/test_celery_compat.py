@@ -173,6 +173,29 @@ def test_every_errback_is_called_when_the_task_fails_and_no_callback(idle: Proj,
     assert sorted(idle.seen) == [(start.id, "first", ValueError), (start.id, "second", ValueError)]
 
 
+def test_errback_of_three_parameters_gets_request_exception_and_traceback(idle: Proj, start_worker: Workers) -> None:
+    @idle.app.task
+    def error_handler(request, exc, traceback):  # type: ignore[no-untyped-def]
+        idle.seen.append((request.id, type(exc), str(exc), traceback))
+
+    start_worker(idle.app)
+    call = idle.raising_task.apply_async((), link_error=error_handler.s())
+    wait_until(lambda: len(idle.seen) == 1, "the errback was not called")
+    [(id_, kind, message, traceback)] = idle.seen
+    assert (id_, kind, message) == (call.id, ValueError, "something something")
+    assert "raise ValueError" in traceback
+    idle.seen.clear()
+
+    body = idle.tsum.s().on_error(error_handler.s())
+    result = (group([idle.add.s(1, 1), idle.raising_task.s()]) | body).delay()
+    wait_until(lambda: len(idle.seen) == 1, "the errback of the chord was not called")
+    assert isinstance(result.parent, GroupResult)
+    assert idle.seen[0][:2] == (result.parent[1].id, ValueError)
+
+    error_handler(call, KeyError("here"), "none")  # the plain function
+    assert idle.seen[1] == (call.id, KeyError, "'here'", "none")
+
+
 @pytest.mark.guarantee(11)
 def test_call_that_cannot_be_sent_raises_operational_error(broker: BrokerUnderTest, name: str) -> None:
     away = {
