@@ -48,6 +48,7 @@ PROMISES = {
         "ended:   SUCCESS the book is done",
         "at last: Progress(done=40, total=40, message='page 40')",
     ],
+    "rate_limit": ["six questions took * s", "one after the other: True", "other tasks went on: True"],
     "resources": ["loading ", "translated: bonjour monde tâche", "... and it is put away "],
     "results_from_elsewhere": ["nobody has run it: PENDING", "a worker has: 144 SUCCESS"],
     "retry": ["attempt 3", "fetch returned '42 bytes'", "poll raised TimeoutError(the report was never done)"],
