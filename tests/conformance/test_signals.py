@@ -279,4 +279,4 @@ def test_signal_that_there_is_not_is_said_with_the_nearest() -> None:
     with pytest.raises(AttributeError, match="did you mean 'task_success'"):
         signals.task_succes.connect(print)
     with pytest.raises(AttributeError, match="known are: before_task_publish"):
-        signals.heartbeat_sent  # noqa: B018 - asking for it is the test
+        signals.user_preload_options  # noqa: B018 - asking for it is the test
