@@ -7,7 +7,6 @@ import importlib
 import inspect
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -21,13 +20,14 @@ from typing_extensions import ParamSpec, Unpack
 
 from pulsartasks import plugins
 from pulsartasks.batch import Batch
-from pulsartasks.brokers.base import UNPACKED, Broker, Claims, Packing, Reader, confirmed
+from pulsartasks.brokers.base import Broker, Claims, Reader, confirmed
 from pulsartasks.canvas import CallKeywords
+from pulsartasks.catalog import CHORD_PARTS, RESULTS, REVOCATIONS, UNIQUE_CLAIMS, AppTopic, catalog
 from pulsartasks.clock import Clock, FrozenClock, SystemClock
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, wrap_publish
-from pulsartasks.options import TaskKeywords, TaskOptions
+from pulsartasks.options import PolicyKeywords, Start, TaskKeywords, TaskOptions, parse_policies
 from pulsartasks.published import Testing
 from pulsartasks.publishing import Publishing
 from pulsartasks.result import AsyncResult
@@ -40,7 +40,7 @@ from pulsartasks.signals import Signals
 from pulsartasks.signature import Signature
 from pulsartasks.task import BatchDecorator, BatchTask, BindingDecorator, Decorator, Task
 from pulsartasks.topic import Topic
-from pulsartasks.topics import COUNTER, DEAD_LETTERS, DEFAULT_NAMESPACE, KEEPER, check_namespace, qualify, short_name
+from pulsartasks.topics import DEFAULT_NAMESPACE, check_namespace, qualify, short_name
 from pulsartasks.unique import UniqueKeys
 
 P = ParamSpec("P")
@@ -119,6 +119,7 @@ class PulsarTasks:
         self._topics: dict[str, Topic[Any]] = {}
         self._resources: dict[type, Callable[[], Iterator[Any]]] = {}
         self._scheduled: dict[str, Entry] = {}
+        self._catalog: tuple[object, Mapping[str, AppTopic]] = (None, {})
         self._lock = threading.RLock()
         self._connection: _Connection | None = None
         self.signals = Signals()
@@ -157,6 +158,7 @@ class PulsarTasks:
         partitions: int = 0,
         subscriptions: Collection[str] = (),
         register: bool | None = None,
+        **policies: Unpack[PolicyKeywords],
     ) -> Topic[T]:
         """An event topic: what is published to it reaches every subscription.
 
@@ -169,12 +171,14 @@ class PulsarTasks:
             register: make the schema known to the broker with the first publish, so that a publisher whose type does
                 not fit is refused. None: if the broker has words for it (`Topic.unregistered` says why not); True: or
                 refuse the definition; False: never.
+            policies: what ``pulsartasks topics apply`` sets on it; see `PolicyKeywords`.
 
         Raises:
             ConfigurationError: the name is malformed, or another topic of this app has it, or the schema cannot be
-                registered and must.
+                registered and must, or a policy is unknown or wrong.
         """
         topic = Topic(self, name, schema=schema, key=key, partitions=partitions, subscriptions=subscriptions)
+        topic.policies = parse_policies(policies, topic=name)
         if register is not False:
             topic.register(required=bool(register))
         self.add_topic(topic)
@@ -301,15 +305,29 @@ class PulsarTasks:
         return qualify(name, app=self.name, namespace=check_namespace(namespace))
 
     @property
+    def catalog(self) -> Mapping[str, AppTopic]:
+        """All topics that this app knows of, by their full names."""
+        # Made anew when something was defined since: each topic's first use asks, and definitions only become more.
+        key = (self.own_topic(""), len(self._topics), len(self._tasks), len(self._elsewhere))
+        if self._catalog[0] != key:
+            tasks = [*self._tasks.values(), *self._elsewhere.values()]
+            stored = self.result_backend == "topic"
+            self._catalog = key, catalog(self.name, self.qualify, self._topics.values(), tasks, results=stored)
+        return self._catalog[1]
+
+    def own_topic(self, kind: str) -> str:
+        """The topic by which the processes of this app tell each other things of one kind (see `catalog`)."""
+        return self.qualify(f"{self.name}.{kind}")
+
+    @property
     def revocations(self) -> str:
         """The topic of the notices by which workers know what was revoked."""
-        return self.qualify(f"{self.name}.revocations")
+        return self.own_topic(REVOCATIONS)
 
     @property
     def chords(self) -> str:
         """The topic on which the parts of its chords say how they ended."""
-        # A hyphen, since no task's own topic has one by default.
-        return self.qualify(f"{self.name}.chord-parts")
+        return self.own_topic(CHORD_PARTS)
 
     def signature(
         self,
@@ -382,18 +400,18 @@ class PulsarTasks:
         connection = self._connect()
         if topic in connection.declared:
             return
-        known = next((t for t in self._topics.values() if t.full_name == topic), None)
-        latest = {
-            task.subscription
-            for task in self._tasks.values()
-            if task.topics.work == topic and task.options.start == "latest"
-        } - (frozenset() if known is None else known.subscriptions)
-        earliest = self._subscriptions()[topic] - latest
-        partitions, schema = (0, None) if known is None else (known.partitions, known.registered)
-        packing = self._packing(topic)
-        connection.broker.declare(topic, earliest, partitions=partitions, schema=schema, packing=packing)
-        if latest:
-            connection.broker.declare(topic, latest, start="latest", packing=packing)
+        known = self.catalog.get(topic) or AppTopic(topic, frozenset())
+        for start in get_args(Start):
+            names = [name for name, begins in known.subscriptions.items() if begins == start]
+            if names or start == "earliest":
+                connection.broker.declare(
+                    topic,
+                    names,
+                    partitions=known.partitions,
+                    start=start,
+                    schema=known.schema,
+                    packing=known.packing,
+                )
         connection.declared.add(topic)
 
     def testing(
@@ -466,32 +484,6 @@ class PulsarTasks:
             self.declare(topic)
         return self.claims.publish(publications, partial(self.broker.publish_many, timeout=timeout))
 
-    def _subscriptions(self) -> Mapping[str, set[str]]:
-        """The subscriptions of every topic that tasks and definitions of this app make known."""
-        subscriptions: dict[str, set[str]] = defaultdict(set)
-        subscriptions[self.revocations].add(KEEPER)
-        subscriptions[self.chords].add(COUNTER)
-        for topic in self._topics.values():
-            subscriptions[topic.full_name].update(topic.subscriptions)
-        for task in (*self._tasks.values(), *self._elsewhere.values()):
-            topics = task.topics
-            for name in (topics.work, topics.calls, topics.retry, topics.delayed):
-                subscriptions[name].add(task.subscription)
-            if topics.dead_letter is not None:
-                subscriptions[topics.dead_letter].add(DEAD_LETTERS)
-        return subscriptions
-
-    def _packing(self, topic: str) -> Packing:
-        """What the task whose calls, or their copies, go to `topic` wants."""
-        for task in self._tasks.values():
-            topics, options = task.topics, task.options
-            if topic == topics.calls:
-                by_key = options.mode == "key_shared"
-                return Packing(batching=options.batching, by_key=by_key, compression=options.compression)
-            if topic in (topics.retry, topics.delayed, topics.dead_letter):
-                return Packing(compression=options.compression)
-        return UNPACKED
-
     def _connect(self) -> _Connection:
         connection = self._connection
         if connection is not None and connection.pid == os.getpid():
@@ -510,13 +502,14 @@ class _Connection:
         self.pid = os.getpid()
         self.declared: set[str] = set()
         self.broker = open_broker(app.broker_url)
-        topic = app.qualify(f"{app.name}.results")
+        reply = os.environ.get("PULSARTASKS_REPLY_TO")
         self.results = open_results(
-            app.result_backend, Place(self.broker, topic, app.result_expires, app.claims, app.clock)
+            app.result_backend,
+            Place(self.broker, app.own_topic(RESULTS), app.result_expires, app.claims, app.clock, reply),
         )
         self.unique = UniqueKeys(
             self.broker,
-            app.qualify(f"{app.name}.unique-claims"),
+            app.own_topic(UNIQUE_CLAIMS),
             longest=lambda: max(task.options.unique_for for task in app.tasks.values()),
             clock=app.clock,
         )

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from datetime import timedelta
 from typing import Any, Literal, TypedDict, get_args
 
 from pulsartasks.batch import Batch
@@ -61,6 +62,19 @@ class TaskKeywords(TypedDict, total=False):
     batching: bool
     compression: Compression | None
     durable: bool
+
+
+class PolicyKeywords(TypedDict, total=False):
+    """What Pulsar is to do with an event topic; what is left out stays as the namespace has it."""
+
+    retention: float | timedelta
+    """Seconds (in whole minutes, rounded up) that messages are kept though all subscriptions have acknowledged them, so
+    that a new subscription, or one that is set back, sees them."""
+    ttl: float | timedelta
+    """Seconds after which a message counts as acknowledged by subscriptions that have not, seen or not; delayed ones
+    too."""
+    dispatch_rate: int
+    """Messages a second that the topic (each of its partitions) gives out at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +252,27 @@ class TaskOptions:
                 yield f"durable=False stores no call that could come again or wait, so {option} must be left out"
         if not isinstance(self.topic, (str, type(None))):
             yield "durable=False is for calls of one task, and this one handles the events of app.topic()"
+
+
+def parse_policies(keywords: PolicyKeywords, *, topic: str) -> Mapping[str, int]:
+    """The policies of a topic, in seconds and messages a second.
+
+    >>> parse_policies({"retention": 90, "dispatch_rate": 100}, topic="mail")
+    {'retention': 120, 'dispatch_rate': 100}
+
+    Raises:
+        ConfigurationError: one is unknown, or has a value it cannot have.
+    """
+    check_names(keywords.keys(), PolicyKeywords.__annotations__, what=f"topic {topic!r}")
+    policies = {}
+    for name, value in keywords.items():
+        amount = value.total_seconds() if isinstance(value, timedelta) else value
+        if not _is_limit(amount) or amount is None or (name == "dispatch_rate" and not _is_whole(value, 1)):
+            wanted = "a whole number of messages a second" if name == "dispatch_rate" else "seconds, more than 0"
+            raise ConfigurationError(f"topic {topic!r}: {name} must be {wanted}, not {value!r}")
+        unit = 60 if name == "retention" else 1
+        policies[name] = math.ceil(amount / unit) * unit  # type: ignore[operator]  # a number, by now
+    return policies
 
 
 def check_names(given: Collection[str], known: Collection[str], *, what: str) -> None:

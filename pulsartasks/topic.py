@@ -79,6 +79,8 @@ class Topic(Generic[T]):
         """What the broker is told about the payloads."""
         self.unregistered = ""
         """Why it is told nothing, if so."""
+        self.policies: Mapping[str, int] = {}
+        """What the broker is to do with the topic, by the names of `PolicyKeywords`."""
 
     @cached_property
     def full_name(self) -> str:

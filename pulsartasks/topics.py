@@ -19,9 +19,14 @@ KEEPER = "keeper"
 """The subscription that nobody reads and that so keeps a topic's messages until it is trimmed."""
 COUNTER = "counter"
 """The subscription of whoever counts the parts of an app's chords."""
+LEADER = "beat"
+"""The subscription of the copy of beat that leads."""
+TOGETHER = "-together-"
+"""In the name of a caller's topic: it takes several results in one message, as a JSON list."""
 
 _LOCAL_NAME = re.compile(r"[\w.@:+=%-]+")
 _FULL_NAME = re.compile(r"(persistent|non-persistent)://[\w.-]+/[\w.-]+/[\w.@:+=%-]+")
+_REPLY_NAME = re.compile(r"[0-9A-Za-z-]{1,55}")
 _NAMESPACE = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -91,6 +96,20 @@ def delayed_topic(topic: str, subscription: str) -> str:
 def call_topic(topic: str, subscription: str) -> str:
     """Where direct calls (`.delay()`) of a handler of an event topic go."""
     return f"{topic}-{subscription}-CALL"
+
+
+def reply_topic(results: str, name: str) -> str:
+    """Where results are pushed to callers of this name, of those that are kept on the topic `results`.
+
+    >>> reply_topic("persistent://public/default/shop.results", "web")
+    'non-persistent://public/default/shop.results-together-web'
+
+    Raises:
+        ConfigurationError: no worker would reply to that.
+    """
+    if _REPLY_NAME.fullmatch(name) is None or "-partition-" in name:
+        raise ConfigurationError(f"{name!r} cannot end a reply topic's name; use up to 55 letters, digits and -")
+    return f"{volatile_topic(results)}{TOGETHER}{name}"
 
 
 def durable_topic(topic: str) -> str:

@@ -46,6 +46,7 @@ FACE = (
     "task",
     "shared",
     "published",
+    "catalog",
     "app",
     "__init__",
 )

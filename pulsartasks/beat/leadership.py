@@ -18,12 +18,13 @@ import structlog
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Consumer, Delivery, Subscription
+from pulsartasks.catalog import BEAT_LOG
 from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.results.base import text_of
 from pulsartasks.serializers import UNREADABLE
+from pulsartasks.topics import LEADER
 
-SUBSCRIPTION = "beat"
 WITHIN = 5.0
 """Seconds that the leader has to write a record and receive it back; then as many to send what it says."""
 CATCH_UP = 30.0
@@ -100,8 +101,8 @@ class Leadership:
             LeadershipLostError: another one was quicker.
         """
         topic = log_topic(app)
-        app.broker.declare(topic, [SUBSCRIPTION])
-        leadership = cls(app, app.broker.subscribe(Subscription((topic,), SUBSCRIPTION, mode="exclusive")))
+        app.declare(topic)
+        leadership = cls(app, app.broker.subscribe(Subscription((topic,), LEADER, mode="exclusive")))
         try:
             leadership._catch_up()
         except BaseException:
@@ -186,13 +187,13 @@ class Leadership:
 
 
 def log_topic(app: PulsarTasks) -> str:
-    """Where the leaders write; with a hyphen, since a task may be called ``beat``."""
-    return app.qualify(f"{app.name}.beat-log")
+    """Where the leaders write."""
+    return app.own_topic(BEAT_LOG)
 
 
 def read_newest(app: PulsarTasks) -> Record:
     """What the leader knew a moment ago; an empty record if there never was one."""
-    app.broker.declare(log_topic(app), [SUBSCRIPTION])
+    app.declare(log_topic(app))
     newest = Newest()
     with closing(app.broker.read(log_topic(app), since=0.0)) as reader:
         while (delivery := reader.receive(0.0)) is not None:

@@ -196,6 +196,72 @@ class Claims:
         return value
 
 
+@dataclass(frozen=True, slots=True)
+class SubscriptionState:
+    """How a subscription stands."""
+
+    backlog: int
+    """Messages that are not acknowledged, delayed ones among them."""
+    delayed: int
+    """As far as the broker knows, which on Pulsar takes a consumer."""
+    consumers: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """What a broker has of a topic."""
+
+    partitions: int
+    """0: it is not partitioned."""
+    subscriptions: Mapping[str, SubscriptionState]
+    """Those that outlive their consumers."""
+
+
+class Administration(ABC):
+    """What only an administrator may do, on a broker that has topics of its own beside ours.
+
+    Every method raises:
+        BrokerUnavailableError: there is no such interface, or it is not the broker's.
+        AuthorizationError, BrokerError: it is there and says no.
+    """
+
+    @abstractmethod
+    def topics(self, namespace: str) -> Collection[str]:
+        """The full names of all topics that are stored in a namespace, those of partitions left out."""
+
+    @abstractmethod
+    def create_partitions(self, topic: str, partitions: int) -> None:
+        """Make `topic` with so many partitions; nothing happens if it exists."""
+
+    @abstractmethod
+    def grow(self, topic: str, partitions: int) -> None:
+        """Have a partitioned topic of fewer partitions have so many."""
+
+    @abstractmethod
+    def policy(self, topic: str, name: str) -> int | None:
+        """What the topic's own policy of this name (see `PolicyKeywords`) is; None if it has none."""
+
+    @abstractmethod
+    def set_policy(self, topic: str, name: str, value: int) -> None:
+        """Give the topic a policy; it is in force when this returns."""
+
+    @abstractmethod
+    def schemas(self, topic: str) -> Sequence[str]:
+        """The definitions of all schemas that the topic has, oldest first."""
+
+    @abstractmethod
+    def register(self, topic: str, schema: Schema) -> None:
+        """Add a schema; refused if it does not fit those that are there."""
+
+    @abstractmethod
+    def permissions(self, topic: str) -> Mapping[str, frozenset[str]]:
+        """What each role may do with the topic (``produce``, ``consume``), by the topic's or its namespace's leave."""
+
+    @abstractmethod
+    def grant(self, topic: str, role: str, actions: Collection[str]) -> None:
+        """Let a role do this with the topic, and nothing else by the topic's own leave."""
+
+
 class Broker(ABC):
     """One process's connection to the broker, safe to use from all its threads, never across a fork."""
 
@@ -234,6 +300,15 @@ class Broker(ABC):
 
         `timeout` (seconds) bounds the whole; what is unconfirmed by then is a `PublishTimeoutError`.
         """
+
+    @abstractmethod
+    def inspect(self, topic: str) -> TopicState | None:
+        """How the topic stands; None if the broker has none of this name."""
+
+    @property
+    def administration(self) -> Administration | None:
+        """None where there are neither policies nor permissions, and schemas come with their publishers."""
+        return None
 
     def deduplicates(self, topic: str) -> bool:
         """Whether a message with a `producer` and a `sequence` that `topic` has already is not stored again.

@@ -10,6 +10,7 @@ import click
 _COMMANDS = {
     "worker": ("pulsartasks.cli.worker", "Run an app's tasks."),
     "beat": ("pulsartasks.cli.beat", "Send what the schedule says, and move what is due."),
+    "topics": ("pulsartasks.cli.topics", "List an app's topics, and make them."),
     "dlq": ("pulsartasks.cli.dlq", "Look at dead letters, and send them again."),
 }
 

@@ -13,7 +13,7 @@ import msgspec
 from pulsartasks.app import PulsarTasks
 from pulsartasks.beat.leadership import Seen, read_newest
 from pulsartasks.beat.process import run
-from pulsartasks.cli.common import app_option, opened_app
+from pulsartasks.cli.common import app_option, opened_app, table
 from pulsartasks.schedule import Entry, from_milliseconds, ticks
 from pulsartasks.worker.child import CANNOT_START
 from pulsartasks.worker.logs import LEVELS, configure_logging
@@ -84,9 +84,7 @@ def _as_table(app: PulsarTasks) -> Iterator[str]:
         for tick in following:
             rows.append((*words, f"{tick:%F %T %z}", _utc(tick), _utc(last) if words[0] else ""))
             words = ("", "")
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from table(rows)
 
 
 def _utc(instant: datetime | None) -> str:

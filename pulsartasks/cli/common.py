@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -27,3 +27,15 @@ def opened_app(path: str) -> Iterator[PulsarTasks]:
             app.close()
     except PulsarTasksError as error:
         raise click.ClickException(str(error)) from error
+
+
+def table(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """The rows as lines, each column as wide as its widest cell.
+
+    >>> list(table([("topic", "backlog"), ("shop.mail", "3")]))
+    ['topic      backlog', 'shop.mail  3']
+    """
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

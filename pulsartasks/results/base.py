@@ -233,6 +233,8 @@ class Place:
     """Seconds that a result is kept."""
     claims: Claims = field(default_factory=Claims)
     clock: Clock = field(default_factory=SystemClock)
+    reply: str | None = None
+    """Ends the name of the topic on which this process hears of results; None: it has one of its own."""
 
 
 class ResultBackend(Protocol):

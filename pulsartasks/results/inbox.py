@@ -37,10 +37,8 @@ from pulsartasks.results.base import (
     text_of,
 )
 from pulsartasks.serializers import UNREADABLE
-from pulsartasks.topics import volatile_topic
+from pulsartasks.topics import TOGETHER, reply_topic, volatile_topic
 
-TOGETHER = "-together-"
-"""In the name of a caller's topic: it takes several results in one message, as a JSON list."""
 LISTEN_AGAIN = 1.0
 """Seconds after which listening is tried again that the broker did not allow."""
 PUSHED = 100_000
@@ -63,7 +61,7 @@ class PushedResults(ResultStore):
         self._topic = place.topic
         self._expires = place.expires
         replies = volatile_topic(place.topic)
-        self._inbox = Inbox(place.broker, f"{replies}{TOGETHER}{uuid4().hex}", place.clock)
+        self._inbox = Inbox(place.broker, reply_topic(place.topic, place.reply or uuid4().hex), place.clock)
         self._may_reply_to = re.compile(re.escape(replies) + "-(?!.*-partition-)[0-9A-Za-z-]{1,64}").fullmatch
 
     @abstractmethod

@@ -18,14 +18,13 @@ import structlog
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
+from pulsartasks.catalog import CRASHES
 from pulsartasks.crashes import REMEMBERED_FOR, CrashLedger, CrashReport, CrashStory
 from pulsartasks.errors import PulsarTasksError
 from pulsartasks.serializers import UNREADABLE
 from pulsartasks.worker.gate import Gate
 from pulsartasks.worker.journal import Journal, dead_journal, journals
 from pulsartasks.worker.notices import Notices
-
-TOPIC = "crashes"
 
 _log = structlog.get_logger("pulsartasks")
 _decode = msgspec.json.Decoder(CrashReport).decode
@@ -47,7 +46,7 @@ class Guard:
         self._journal: Journal | None = None
         self._notices = Notices(
             app,
-            f"{app.name}.{TOPIC}",
+            app.own_topic(CRASHES),
             kept_for=REMEMBERED_FOR,
             learn=self._learn,
             before=self._begin,

@@ -14,7 +14,7 @@ from pulsartasks.errors import AuthenticationError, AuthorizationError, ClosedEr
 from pulsartasks.message import Publication
 from pulsartasks.results.base import text_of
 from pulsartasks.retry import backoff
-from pulsartasks.topics import KEEPER
+from pulsartasks.topics import KEEPER, short_name
 
 FOLLOW = 1.0
 """Seconds after which a follower without news looks after other things."""
@@ -26,7 +26,7 @@ class Notices:
     """One such topic.
 
     Args:
-        name: of the topic, in the app. Its keeper, a subscription that nobody reads, holds what is on it until `trim`.
+        topic: its full name. Its keeper, a subscription that nobody reads, holds what is on it until `trim`.
         kept_for: seconds that a notice counts.
         learn: is told each notice, in the topic's order; after a reconnect perhaps again.
         before: called before anything is read, until it succeeds.
@@ -36,24 +36,23 @@ class Notices:
     def __init__(
         self,
         app: PulsarTasks,
-        name: str,
+        topic: str,
         *,
         kept_for: float,
         learn: Callable[[Delivery], None],
         before: Callable[[], None] = lambda: None,
         idle: Callable[[], None] = lambda: None,
     ) -> None:
-        self.topic = app.qualify(name)
+        self.topic = topic
         self._app = app
         self._kept_for = kept_for
         self._learn = learn
         self._before = before
         self._idle = idle
-        self._declared = False
         self._refusal: PulsarTasksError | None = None
         self._known = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name=f"pulsartasks-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name=f"pulsartasks-{short_name(topic)}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -79,18 +78,13 @@ class Notices:
         Raises:
             BrokerError: the broker did not take it.
         """
-        self._declare()
+        self._app.declare(self.topic)
         self._app.broker.publish(Publication(self.topic, value))
 
     def trim(self) -> None:
         """Let go of what does not count any more."""
-        self._declare()
+        self._app.declare(self.topic)
         self._app.broker.trim(self.topic, KEEPER, before=self._app.clock.now() - self._kept_for)
-
-    def _declare(self) -> None:
-        if not self._declared:
-            self._app.broker.declare(self.topic, [KEEPER])
-            self._declared = True
 
     def _follow(self) -> None:
         tries = 0
@@ -98,7 +92,7 @@ class Notices:
             try:
                 self._before()
                 if not self._stopping.is_set():
-                    self._declare()
+                    self._app.declare(self.topic)
                     self._read(self._app.broker.read(self.topic, since=0.0))  # what is older was let go
             except ClosedError:
                 return

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
+from pulsartasks.catalog import ONCE_DONE
 from pulsartasks.task import Task
 from pulsartasks.worker.records import Records
 from pulsartasks.worker.run import Key, Run, run_key
@@ -33,8 +34,7 @@ class Once:
         self._app = app
         self._window = max((task.options.once_for for task in tasks if task.options.once), default=0.0)
         self._succeeded = Recent[float](self._window)
-        # A hyphen, since no task's own topic has one by default.
-        self._records = Records(app, "once-done", window=self._window, note=self._note)
+        self._records = Records(app, ONCE_DONE, window=self._window, note=self._note)
         self._running: dict[Key, Delivery] = {}
         self._changed = threading.Condition()
 

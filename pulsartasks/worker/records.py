@@ -18,6 +18,7 @@ from pulsartasks.errors import ClosedError, PulsarTasksError
 from pulsartasks.log import TopicLog
 from pulsartasks.message import Publication
 from pulsartasks.retry import backoff
+from pulsartasks.topics import short_name
 from pulsartasks.worker.run import Key
 
 TEND_EVERY = 60.0
@@ -33,14 +34,14 @@ class Records:
     """One such topic, shared by all threads of a worker process; nothing is opened before it is used.
 
     Args:
-        name: of the topic, behind the app's name and a dot.
+        kind: of the topic, among the app's own.
         window: seconds that a record counts.
         note: is told each record, in the topic's order, its own ones too.
     """
 
-    def __init__(self, app: PulsarTasks, name: str, *, window: float, note: Callable[[Delivery], None]) -> None:
+    def __init__(self, app: PulsarTasks, kind: str, *, window: float, note: Callable[[Delivery], None]) -> None:
         self._app = app
-        self._name = name
+        self._topic = app.own_topic(kind)
         self._window = window
         self._note = note
         self._opening = threading.Lock()
@@ -93,11 +94,11 @@ class Records:
     def _opened(self) -> TopicLog:
         with self._opening:
             if self._log is None:
-                topic = self._app.qualify(f"{self._app.name}.{self._name}")
                 self._log = TopicLog(
-                    self._app.broker, topic, window=lambda: self._window, learn=self._note, clock=self._app.clock
+                    self._app.broker, self._topic, window=lambda: self._window, learn=self._note, clock=self._app.clock
                 )
-                threading.Thread(target=self._tend, name=f"pulsartasks-{self._name}", daemon=True).start()
+                name = f"pulsartasks-{short_name(self._topic)}"
+                threading.Thread(target=self._tend, name=name, daemon=True).start()
             return self._log
 
     def _tend(self) -> None:

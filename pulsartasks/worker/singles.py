@@ -10,6 +10,7 @@ from __future__ import annotations
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Delivery
+from pulsartasks.catalog import CHORD_BODIES
 from pulsartasks.worker.once import Recent, recorded_key
 from pulsartasks.worker.records import Records
 from pulsartasks.worker.run import Run, run_key
@@ -23,8 +24,7 @@ class Singles:
 
     def __init__(self, app: PulsarTasks) -> None:
         self._first = Recent[str](REMEMBERED_FOR)
-        # A hyphen, since no task's own topic has one by default.
-        self._records = Records(app, "chord-bodies", window=REMEMBERED_FOR, note=self._note)
+        self._records = Records(app, CHORD_BODIES, window=REMEMBERED_FOR, note=self._note)
 
     def claim(self, run: Run) -> bool:
         """Whether it is this message's turn; waits while the broker cannot say.

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
-from pulsartasks.brokers.base import UNPACKED, Broker, Consumer, Delivery, Packing, Reader, Subscription, refusal
+from pulsartasks.brokers.base import (
+    UNPACKED,
+    Broker,
+    Consumer,
+    Delivery,
+    Packing,
+    Reader,
+    Subscription,
+    TopicState,
+    refusal,
+)
 from pulsartasks.brokers.local.presence import Presence
 from pulsartasks.brokers.local.store import Row, Store
 from pulsartasks.clock import Clock, SystemClock
@@ -101,6 +111,13 @@ class LocalBroker(Broker):
         self.notify(news)
         confirmed = iter(ids)
         return [refused[index] if index in refused else str(next(confirmed)) for index in range(len(publications))]
+
+    def inspect(self, topic: str) -> TopicState | None:
+        presence = self._enter()
+        if presence is not None:
+            self.notify(self.store.bury(presence.alive()))
+        found = self.store.inspect(topic, now=self.clock.now())
+        return None if found is None else TopicState(0, found)
 
     def deduplicates(self, topic: str) -> bool:
         return True

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from pulsartasks.brokers.base import SubscriptionState
 from pulsartasks.brokers.local import sequences
 from pulsartasks.errors import (
     BrokerError,
@@ -93,6 +94,14 @@ _TAKE_DUE = _TAKE.format(due="> 0 AND d.due <= :now", keys="")
 _TAKE_PROMPT = _TAKE.format(due="= 0", keys="")
 _TAKE_DUE_BY_KEY = _TAKE.format(due="> 0 AND d.due <= :now", keys=_FREE_KEYS)
 _TAKE_PROMPT_BY_KEY = _TAKE.format(due="= 0", keys=_FREE_KEYS)
+
+_STATES = """
+SELECT s.name, COUNT(d.message_id), COALESCE(SUM(d.due > :now), 0),
+    (SELECT COUNT(*) FROM attachments a WHERE a.subscription_id = s.id)
+FROM subscriptions s LEFT JOIN deliveries d ON d.subscription_id = s.id
+WHERE s.process IS NULL AND s.topic_id = (SELECT id FROM topics WHERE name = :topic)
+GROUP BY s.id ORDER BY s.name
+"""
 
 _CONSUMED = """
 subscription_id IN (
@@ -207,6 +216,14 @@ class Store:
                 ).fetchone()
                 ids[subscription_id] = topic
         return ids
+
+    def inspect(self, topic: str, *, now: float) -> dict[str, SubscriptionState] | None:
+        """The topic's subscriptions that outlive their consumers; None if there is no such topic."""
+        with self._transaction():
+            if self._sql.execute("SELECT 1 FROM topics WHERE name = ?", (topic,)).fetchone() is None:
+                return None
+            rows = self._sql.execute(_STATES, {"topic": topic, "now": now}).fetchall()
+        return {name: SubscriptionState(backlog, delayed, consumers) for name, backlog, delayed, consumers in rows}
 
     # Messages
 

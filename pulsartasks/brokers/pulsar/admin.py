@@ -1,4 +1,4 @@
-"""The little of Pulsar's admin interface that the port needs; see https://pulsar.apache.org/admin-rest-api/."""
+"""The part of Pulsar's admin interface that the port needs; see https://pulsar.apache.org/admin-rest-api/."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import re
 import ssl
 import threading
 import time
+from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+from pulsartasks.brokers.base import Administration, SubscriptionState, TopicState
 from pulsartasks.brokers.pulsar.settings import PulsarSettings
 from pulsartasks.errors import AuthorizationError, BrokerError, BrokerUnavailableError
 from pulsartasks.options import Start
+from pulsartasks.schemas import Schema
+from pulsartasks.topics import namespace_of
 
 _TIMEOUT = 10.0
 _ABSENT_FOR = 30.0
@@ -24,6 +28,13 @@ _POSITION: dict[Start, dict[str, int]] = {
     "earliest": {"ledgerId": -1, "entryId": -1, "partitionIndex": -1},
     "latest": {"ledgerId": 2**63 - 1, "entryId": 2**63 - 1, "partitionIndex": -1},
 }
+
+_POLICIES = {"retention": "retention", "ttl": "messageTTL", "dispatch_rate": "dispatchRate"}
+"""What Pulsar calls the policies of a topic."""
+_IN_FORCE_WITHIN = 30.0
+"""Seconds that a policy has to get to the broker of its topic, for which about one is usual."""
+_IN_FORCE_PAUSE = 0.1
+_PARTITION = re.compile(r"-partition-\d+$")
 
 
 class AdminRefusedError(BrokerError):
@@ -38,12 +49,10 @@ class AdminForbiddenError(AdminRefusedError, AuthorizationError):
     """The admin interface does not let these credentials do this."""
 
 
-class Admin:
+class Admin(Administration):
     """A thin client over the admin interface of `settings.admin_url`, each call a request of its own.
 
-    Every method raises:
-        BrokerUnavailableError: there is no admin interface, or it is not a Pulsar's.
-        AdminRefusedError: it is there and says no.
+    What is refused is an `AdminRefusedError`.
     """
 
     def __init__(self, settings: PulsarSettings) -> None:
@@ -75,6 +84,64 @@ class Admin:
             return  # nothing was ever published
         target = {"ledgerId": end[0], "entryId": end[1], "partitionIndex": -1}
         self._call("POST", f"{path}/subscription/{quote(subscription, safe='')}/expireMessages", target)
+
+    def inspect(self, topic: str) -> TopicState | None:
+        """How the topic stands; None if there is none."""
+        known = self._get(f"{_path(topic)}/partitions")
+        partitions = 0 if known is None else int(known["partitions"])
+        of_all = "partitioned-stats?perPartition=false&" if partitions else "stats?"
+        stats = self._get(f"{_path(topic)}/{of_all}getPreciseBacklog=true")
+        if stats is None:
+            return TopicState(partitions, {}) if partitions else None
+        durable = {name: sub for name, sub in sorted(stats["subscriptions"].items()) if sub["isDurable"]}
+        return TopicState(partitions, {name: _state(sub) for name, sub in durable.items()})
+
+    def topics(self, namespace: str) -> Collection[str]:
+        path = f"persistent/{namespace}"
+        found = {name for kind in ("", "/partitioned") for name in self._call("GET", f"{path}{kind}")}
+        return {_PARTITION.sub("", name) for name in found}
+
+    def grow(self, topic: str, partitions: int) -> None:
+        self._call("POST", f"{_path(topic)}/partitions", partitions)
+
+    def policy(self, topic: str, name: str) -> int | None:
+        found = self._call("GET", f"{_path(topic)}/{_POLICIES[name]}?applied=false")
+        return None if found is None else _policy_value(name, found)
+
+    def set_policy(self, topic: str, name: str, value: int) -> None:
+        path, body = f"{_path(topic)}/{_POLICIES[name]}", _policy_body(name, value)
+        self._call("POST", f"{path}?messageTTL={value}" if name == "ttl" else path, body)
+        deadline = time.monotonic() + _IN_FORCE_WITHIN
+        while self.policy(topic, name) != value:
+            if time.monotonic() > deadline:
+                raise BrokerUnavailableError(f"the {name} of {topic} is not in force {_IN_FORCE_WITHIN:g} s later")
+            time.sleep(_IN_FORCE_PAUSE)
+
+    def schemas(self, topic: str) -> Sequence[str]:
+        found = self._get(f"{_schemas_path(topic)}/schemas")
+        return [] if found is None else [each["data"] for each in found["getSchemaResponses"]]
+
+    def register(self, topic: str, schema: Schema) -> None:
+        body = {"type": "JSON", "schema": schema.definition, "properties": {}}
+        self._call("POST", f"{_schemas_path(topic)}/schema", body)
+
+    def permissions(self, topic: str) -> Mapping[str, frozenset[str]]:
+        found = self._get(f"{_path(topic)}/permissions")
+        if found is None:  # there is no such topic
+            found = self._call("GET", f"namespaces/{namespace_of(topic)}/permissions")
+        return {role: frozenset(actions) for role, actions in found.items()}
+
+    def grant(self, topic: str, role: str, actions: Collection[str]) -> None:
+        self._call("POST", f"{_path(topic)}/permissions/{quote(role, safe='')}", sorted(actions))
+
+    def _get(self, path: str) -> Any:
+        """What is there; None if that is nothing."""
+        try:
+            return self._call("GET", path)
+        except AdminRefusedError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            return None
 
     def _create(self, path: str, body: Any) -> None:
         try:
@@ -166,6 +233,30 @@ def _result(status: int, text: str) -> Any:
 
 def _path(topic: str) -> str:
     return quote(topic.replace("://", "/"))
+
+
+def _schemas_path(topic: str) -> str:
+    return f"schemas/{_path(topic).partition('/')[2]}"
+
+
+def _state(subscription: Any) -> SubscriptionState:
+    return SubscriptionState(subscription["msgBacklog"], subscription["msgDelayed"], len(subscription["consumers"]))
+
+
+def _policy_value(name: str, found: Any) -> int:
+    if name == "retention":
+        minutes = int(found["retentionTimeInMinutes"])
+        return minutes * 60 if minutes > 0 else minutes
+    return int(found["dispatchThrottlingRateInMsg"] if name == "dispatch_rate" else found)
+
+
+def _policy_body(name: str, value: int) -> Any:
+    if name == "retention":
+        return {"retentionTimeInMinutes": value // 60, "retentionSizeInMB": -1}
+    if name == "dispatch_rate":
+        rate = {"dispatchThrottlingRateInMsg": value, "dispatchThrottlingRateInByte": -1}
+        return {**rate, "ratePeriodInSecond": 1, "relativeToPublishRate": False}
+    return None  # its value is in the address
 
 
 def _target(address: SplitResult) -> str:

@@ -12,8 +12,17 @@ from typing import Any, TypeVar
 
 import pulsar
 
-from pulsartasks.brokers.base import UNPACKED, Broker, Consumer, Packing, Reader, Subscription
-from pulsartasks.brokers.pulsar.admin import Admin, AdminRefusedError
+from pulsartasks.brokers.base import (
+    UNPACKED,
+    Administration,
+    Broker,
+    Consumer,
+    Packing,
+    Reader,
+    Subscription,
+    TopicState,
+)
+from pulsartasks.brokers.pulsar.admin import Admin, AdminForbiddenError, AdminRefusedError
 from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
 from pulsartasks.brokers.pulsar.consumer import PulsarConsumer
 from pulsartasks.brokers.pulsar.errors import translated
@@ -94,6 +103,13 @@ class PulsarBroker(Broker):
     ) -> list[str | PulsarTasksError]:
         return self._publisher.publish_many(publications, timeout=timeout)
 
+    def inspect(self, topic: str) -> TopicState | None:
+        return self._admin.inspect(topic)
+
+    @property
+    def administration(self) -> Administration:
+        return self._admin
+
     def deduplicates(self, topic: str) -> bool:
         return is_persistent(topic) and self._admin.deduplicates(topic)
 
@@ -151,9 +167,19 @@ class PulsarBroker(Broker):
     def _create_subscription(self, topic: str, subscription: str, start: Start) -> None:
         try:
             self._admin.create_subscription(topic, subscription, start)
-        except (BrokerUnavailableError, AdminRefusedError):
+        except (BrokerUnavailableError, AdminRefusedError) as error:
+            if isinstance(error, AdminForbiddenError) and self._exists(topic, subscription):
+                return  # whoever may only publish needs no more
             # No such interface, or no right to use it: the protocol itself says what may be done, and why not.
             self._subscribe_for_a_moment(topic, subscription, start)
+
+    def _exists(self, topic: str, subscription: str) -> bool:
+        """Whether the subscription is known to be there."""
+        try:
+            state = self._admin.inspect(topic)
+        except (BrokerUnavailableError, AdminRefusedError):
+            return False
+        return state is not None and subscription in state.subscriptions
 
     def _subscribe_for_a_moment(self, topic: str, subscription: str, start: Start) -> None:
         """Make a subscription by using it; whoever holds it meanwhile in another mode tries again."""
