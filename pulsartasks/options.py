@@ -243,6 +243,8 @@ class TaskOptions:
             yield "a batch has no message of its own, so bind must be left out"
         if self.track_started:
             yield "a batch begins for all its messages at once, so track_started must be left out"
+        if self.rate_limit is not None:
+            yield "rate_limit lets messages in one by one, so few would meet in a batch; use max_messages and max_wait"
 
     def _fleeting_complaints(self) -> Iterator[str]:
         """What cannot be had of calls that are not stored."""

@@ -82,6 +82,10 @@ def app() -> PulsarTasks:
         ({"batch": 64}, "batch must be Batch(max_messages=..., max_wait=...), not 64"),
         ({"batch": Batch(), "mode": "failover"}, "they never meet in a batch; use key_shared"),
         ({"batch": Batch(), "bind": True}, "a batch has no message of its own, so bind must be left out"),
+        (
+            {"batch": Batch(), "rate_limit": "1/s"},
+            "rate_limit lets messages in one by one, so few would meet in a batch",
+        ),
         ({"batch": Batch()}, "besides resources it takes one argument: a list"),
     ],
 )
