@@ -150,8 +150,8 @@ class States:
             return ()
 
     def _forget(self, sent: Sequence[_Told]) -> None:
-        """Of an attempt that has ended nothing more is told."""
+        """Of an attempt that has ended nothing more is told, unless its end came while something else was sent."""
         with self._changed:
             for told in sent:
-                if told.ended and self._told.get(told.state.id) is told:
+                if told.ended and told.due is None and self._told.get(told.state.id) is told:
                     del self._told[told.state.id]

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from pulsartasks import AsyncResult, BrokerUnavailableError, PulsarTasks, TaskContext
-from pulsartasks.results.base import Reported, State
+from pulsartasks.results.base import Reported, ResultStore, State
 from pulsartasks.task import Task
 from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.services import wait_until
@@ -224,6 +224,31 @@ def test_retry_says_when_and_why(mode: str, app: PulsarTasks, start_worker: Work
     assert 3.0 <= (attempt.due - began).total_seconds() < 30
     assert result.get(timeout=60) == "done"
     assert result.next_attempt is None
+
+
+def test_retry_is_told_though_it_came_while_the_start_was_being_sent(
+    app: PulsarTasks, start_worker: Workers, go_on: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task(track_started=True, max_retries=1, autoretry_for=(OSError,), default_retry_delay=3.0, retry_jitter=False)
+    def fail_once() -> str:
+        assert go_on.wait(60)
+        raise ConnectionResetError(104, "gone")
+
+    store = type(app.results)
+    report = store.report
+
+    def slowly(self: ResultStore, states: Sequence[Reported]) -> None:
+        report(self, states)
+        if any(each.state.state == "STARTED" for each in states):
+            go_on.set()
+            wait_until(lambda: any(entry["event"] == "message.retried" for entry in logs), "it was not tried again")
+
+    with capture_logs() as logs:
+        monkeypatch.setattr(store, "report", slowly)
+        start_worker(app)
+        result = fail_once.delay()
+
+        wait_for_state(result, "RETRY")
 
 
 def test_message_that_waits_for_its_key_is_received(
