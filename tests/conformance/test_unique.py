@@ -173,7 +173,7 @@ def test_key_is_free_after_its_time_though_nothing_has_run(app: PulsarTasks) -> 
 def test_claim_of_a_caller_that_died_before_it_sent_is_over_soon(
     app: PulsarTasks, monkeypatch: pytest.MonkeyPatch, start_worker: Workers
 ) -> None:
-    monkeypatch.setattr(unique, "CLAIM_FOR", 3.0)
+    monkeypatch.setattr(unique, "CLAIM_FOR", 10.0)  # half of it is what a claim may take
     report = _define(app, lambda _: None)
     dead = unique.Record("claim", "report", "may", "dead", 3600.0)
     assert app.unique.claim(dead) == dead
