@@ -453,9 +453,13 @@ def _claim_in_postgresql(outbox: Outbox, connection: sa.Connection) -> Iterator[
         for setting, value in (("idle", "10"), ("interval", "5"), ("count", "4")):
             connection.execute(sa.select(sa.func.set_config(f"tcp_keepalives_{setting}", value, False)))
     family = stable_hash(f"{outbox.table.fullname}.relay", signed=True)
-    locks = sa.table("pg_locks", *map(sa.column, ("locktype", "classid", "objid")))
-    present = sa.select(sa.func.count()).where(
-        locks.c.locktype == "advisory", locks.c.classid == family % 2**32, locks.c.objid == outbox.shards
+    locks = sa.table("pg_locks", *map(sa.column, ("locktype", "database", "classid", "objid")))
+    databases = sa.table("pg_database", *map(sa.column, ("oid", "datname")))
+    present = (
+        sa.select(sa.func.count())
+        .join_from(locks, databases, locks.c.database == databases.c.oid)  # the server shows those of all
+        .where(databases.c.datname == sa.func.current_database())
+        .where(locks.c.locktype == "advisory", locks.c.classid == family % 2**32, locks.c.objid == outbox.shards)
     )
     with connection.begin():  # a lock beyond those of the shards, which all relays share
         connection.execute(sa.select(sa.func.pg_advisory_lock_shared(family, outbox.shards)))

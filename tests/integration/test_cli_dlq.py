@@ -136,7 +136,7 @@ def test_replay_wants_ids_or_all(arguments: list[str], dlq: Dlq) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([*APP, "-t", "sharde"], "no task 'sharde'; known are: early, exclusive, failover, key_shared, "),
+        ([*APP, "-t", "sharde"], "no task 'sharde'; known are: batch, early, exclusive, failover, key_shared, "),
         (["-A", "tests.no_such_module"], "no module 'tests.no_such_module'"),
     ],
 )
