@@ -443,9 +443,9 @@ class PulsarTasks:
         """Use another broker, and clock, until the block ends. What was open before is closed, and so is what the block
         opens.
         """
-        self.close()
         before = self._broker_url, self.clock
         self._broker_url, self.clock = url, clock or self.clock
+        self.close()  # after that: a thread of a worker that ends may ask for the broker at any moment
         try:
             yield self.broker
         finally:
