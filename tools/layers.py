@@ -27,6 +27,8 @@ WORDS = {
     "topics",
 }
 FAMILIES = {"brokers", "middleware", "results"}
+PORTS = {"log"}
+"""What needs the broker's port alone; like it, for all that is above."""
 SHARED_BY_ADAPTERS = {"results.forgotten", "results.inbox"}
 """What several adapters of a family stand on; counts as part of its port."""
 FACE = (
@@ -35,7 +37,6 @@ FACE = (
     "claims",
     "revocation",
     "publishing",
-    "log",
     "unique",
     "result",
     "canvas",
@@ -95,6 +96,8 @@ def layer_of(module: str) -> str:
     first, _, rest = module.removeprefix("pulsartasks").lstrip(".").partition(".")
     if first in WORDS:
         return "words"
+    if first in PORTS:
+        return "ports"
     if first in FAMILIES:
         return "ports" if rest in {"", "base"} or f"{first}.{rest}" in SHARED_BY_ADAPTERS else "adapters"
     if first in FACE or not first:
