@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextvars import ContextVar, Token, copy_context
 from functools import partial
@@ -104,8 +104,7 @@ class Publishing:
         failures = self.send_many(publications)
         if len(publications) == 1 and failures:
             raise next(iter(failures.values()))
-        if failures:
-            raise UnconfirmedError(failures, len(publications)) from next(iter(failures.values()))
+        raise_unconfirmed(failures, len(publications))
 
     def send_many(self, publications: Sequence[Publication]) -> dict[str, PulsarTasksError]:
         """The same; gives what was not confirmed by its name, and what went wrong."""
@@ -176,14 +175,15 @@ class Together:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if collected := self._end(kind):
-            raise_for(collected, self._publish_many(collected))
+            raise_unconfirmed(_failures(collected, self._publish_many(collected)), len(collected))
 
     async def __aenter__(self) -> None:
         self.__enter__()
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         if collected := self._end(kind):
-            raise_for(collected, await self._aside(self._publish_many, collected))
+            outcomes = await self._aside(self._publish_many, collected)
+            raise_unconfirmed(_failures(collected, outcomes), len(collected))
 
     def _end(self, kind: object) -> Sequence[Publication]:
         """What is to be sent."""
@@ -197,10 +197,10 @@ class Together:
         return ()
 
 
-def raise_for(publications: Sequence[Publication], outcomes: Sequence[str | PulsarTasksError]) -> None:
+def raise_unconfirmed(failures: Mapping[str, PulsarTasksError], of: int, *, calls: object = None) -> None:
     """Raise an `UnconfirmedError` that names what was not confirmed, if anything was not."""
-    if failures := _failures(publications, outcomes):
-        raise UnconfirmedError(failures, len(publications)) from next(iter(failures.values()))
+    if failures:
+        raise UnconfirmedError(failures, of, calls=calls) from next(iter(failures.values()))
 
 
 def _failures(

@@ -28,7 +28,6 @@ from pulsartasks.errors import (
     ConfigurationError,
     InvalidArgumentsError,
     PulsarTasksError,
-    UnconfirmedError,
 )
 from pulsartasks.message import (
     ETA,
@@ -44,7 +43,7 @@ from pulsartasks.message import (
     new_task_id,
 )
 from pulsartasks.options import TaskOptions
-from pulsartasks.publishing import Block
+from pulsartasks.publishing import Block, raise_unconfirmed
 from pulsartasks.result import AsyncResult, GroupResult
 from pulsartasks.results.base import ResultStore
 from pulsartasks.serializers import CallCodec, EachCodec, PayloadCodec, is_data, type_hints
@@ -241,8 +240,7 @@ class Task(Generic[P, R, C]):
             calls += [self._sent(publication, "") for publication in publications]
             progress(len(calls) - len(failures))
         together = GroupResult(calls)
-        if failures:
-            raise UnconfirmedError(failures, len(calls), calls=together) from next(iter(failures.values()))
+        raise_unconfirmed(failures, len(calls), calls=together)
         return together
 
     def _compose_all(self, items: Sequence[Sequence[Any]], *, sent: int) -> list[Publication]:

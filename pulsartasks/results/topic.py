@@ -56,10 +56,7 @@ class TopicResults(PushedResults):
         self._declare(self._topic)
         kept = [Publication(self._topic, each.value, each.id, each.headers) for each in results]
         outcomes = self._broker.publish_many([*kept, *pushes(results)])
-        return [
-            outcome if isinstance(outcome, PulsarTasksError) else None
-            for outcome, _ in zip(outcomes, results, strict=False)
-        ]
+        return [outcome if isinstance(outcome, PulsarTasksError) else None for outcome in outcomes[: len(kept)]]
 
     def find(self, task_id: str) -> Result | None:
         made = task_id_instant(task_id)
@@ -106,7 +103,7 @@ class TopicResults(PushedResults):
         packed = [self.pack_state(each) for each in states]
         kept = [Publication(self._states, each.value, each.id, each.headers) for each in packed]
         outcomes = self._broker.publish_many([*kept, *pushes(packed)], timeout=REPORT_TIMEOUT)
-        for outcome, _ in zip(outcomes, kept, strict=False):
+        for outcome in outcomes[: len(kept)]:
             confirmed(outcome)
 
     def find_state(self, task_id: str) -> Result | None:
