@@ -44,7 +44,7 @@ LISTEN_AGAIN = 1.0
 PUSHED = 100_000
 """Bytes of results that are pushed to a caller in one message, unless a single one is larger."""
 REMEMBERED = 10_000
-"""Results that were pushed here and not asked for yet."""
+"""Results that were pushed here last."""
 
 _log = structlog.get_logger("pulsartasks")
 _decode = msgspec.json.Decoder(Result).decode
@@ -287,22 +287,25 @@ class Inbox:
         self._broker = broker
         self._lock = threading.Lock()
         self._waiters: dict[str, Waiter] = {}
-        self._arrived: OrderedDict[str, Result | Delivery] = OrderedDict()
+        self._arrived: OrderedDict[str, Result | Delivery | None] = OrderedDict()
+        """What was pushed, the latest last; None once somebody has it, so that the next one to ask looks at what is
+        kept."""
         self._states: OrderedDict[str, Result] = OrderedDict()
         """How far calls are of which no result was pushed yet."""
         self._reader: Reader | None = None
         self._complete_since = float("inf")
-        """Of calls made since this instant no result was missed: it began to listen then, or had to forget one."""
+        """Of calls made since this instant no result was missed: it began to listen then, or had to forget the result
+        of one made then."""
 
     def expect(self, task_id: str) -> Waiter:
         self.listen()
         with self._lock:
-            known = self._arrived.pop(task_id, None)
             waiter = self._waiters.get(task_id)
             if waiter is None:
-                missed = known is None and not self._complete(task_id)
-                waiter = self._waiters[task_id] = Waiter(may_have_missed=missed)
+                known, missed = self._arrived.get(task_id), not self._complete(task_id)
+                waiter = self._waiters[task_id] = Waiter(may_have_missed=known is None and missed)
                 if known is not None:
+                    self._arrived[task_id] = None
                     waiter.take(known)
             waiter.waiting += 1
             return waiter
@@ -317,7 +320,7 @@ class Inbox:
                 return waiter.result, complete
             arrived = self._arrived.get(task_id)
             if isinstance(arrived, Result):
-                del self._arrived[task_id]
+                self._arrived[task_id] = None
             return arrived or self._states.get(task_id), complete
 
     def forget(self, task_id: str) -> None:
@@ -352,6 +355,8 @@ class Inbox:
                 ).start()
 
     def _complete(self, task_id: str) -> bool:
+        if task_id in self._arrived:
+            return self._arrived[task_id] is not None
         made = task_id_instant(task_id)
         return made is not None and made > self._complete_since
 
@@ -391,13 +396,12 @@ class Inbox:
         with self._lock:
             self._states.pop(task_id, None)
             waiter = self._waiters.get(task_id)
-            if waiter is None:
-                self._arrived[task_id] = pushed
-                if len(self._arrived) > REMEMBERED:
-                    self._arrived.popitem(last=False)
-                    self._complete_since = self._clock.now()
-                return
-        waiter.take(pushed)
+            self._arrived[task_id] = pushed if waiter is None else None
+            if len(self._arrived) > REMEMBERED:
+                made = task_id_instant(self._arrived.popitem(last=False)[0])
+                self._complete_since = max(self._complete_since, self._clock.now() if made is None else made)
+        if waiter is not None:
+            waiter.take(pushed)
 
 
 def pushes(results: Sequence[PackedResult]) -> Iterator[Publication]:

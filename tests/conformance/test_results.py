@@ -188,6 +188,22 @@ def test_result_that_came_before_anybody_waited_is_there(app: PulsarTasks, start
     assert while_listening.get(timeout=0) == 4
 
 
+def test_result_that_one_handle_has_is_there_for_the_next(app: PulsarTasks, start_worker: Workers) -> None:
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    start_worker(app)
+    double.delay(1).get(timeout=30)  # from now on it listens
+    waited, asked = double.delay(2), double.delay(3)
+    assert waited.get(timeout=30) == 4
+    wait_until(asked.ready, "no result")
+
+    for first in (waited, asked):
+        wait_until(lambda first=first: app.results.find(first.id) is not None, "it was not kept")  # type: ignore[misc]
+        assert app.results.wait(first.id, 0.0, pushed=True) is not None, "it would have waited for another push"
+
+
 def test_result_can_be_looked_up_by_id_from_another_process(
     broker: BrokerUnderTest, name: str, results: str, app: PulsarTasks, start_worker: Workers
 ) -> None:
