@@ -180,7 +180,9 @@ class UnacknowledgedError(PulsarTasksError):
 
 
 class TaskRevokedError(PulsarTasksError):
-    """The task was ``revoked`` or had ``expired`` before it began, or was ``terminated`` while it ran."""
+    """The task was ``revoked`` or had ``expired`` before it began, or was ``terminated`` while it ran; or it would have
+    come behind one that was, or that raised `Ignore` (``ignored``).
+    """
 
 
 class SoftTimeLimitExceeded(PulsarTasksError):  # noqa: N818 - Celery's name, which tasks catch

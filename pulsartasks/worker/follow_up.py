@@ -20,7 +20,7 @@ from pulsartasks.errors import (
     UnreadableMessageError,
 )
 from pulsartasks.message import CANVAS, LONGEST_ID, REPLY_TO, SINGLE, TASK, TASK_ID, Publication
-from pulsartasks.outcome import Died, Outcome, Revoked, Succeeded
+from pulsartasks.outcome import Died, Outcome, Revoked, Skipped, Succeeded
 from pulsartasks.results.base import Failure, RemoteError, Result, State, text_of
 from pulsartasks.serializers import encode
 from pulsartasks.steps import Node, Part, Parts, Sequel, Step, Steps, calls, messages, read_sequel
@@ -66,7 +66,7 @@ class FollowUp:
         elif isinstance(outcome, Died):
             # What may have been sent twice may also fail twice, since only what runs is claimed.
             self.fail(Failure.of(name, task_id, outcome.error), sequel, single=SINGLE in run.headers)
-        elif isinstance(outcome, Revoked):
+        elif isinstance(outcome, Revoked) or outcome == Skipped("ignored"):  # else another run has sent it
             failure = Failure.of(name, task_id, TaskRevokedError(outcome.reason))
             # Nothing was raised, so its errbacks are not called.
             self.fail(failure, msgspec.structs.replace(sequel, errbacks=[]), state="REVOKED")

@@ -128,7 +128,7 @@ class Settler:
             case Replaced(canvas):
                 self._follow_up.replace(run, canvas)
             case Skipped():
-                pass
+                self._follow(run, outcome)
             case _:
                 assert_never(outcome)
         if run.unique_key is not None and _has_ended(outcome):

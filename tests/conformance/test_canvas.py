@@ -20,6 +20,7 @@ from pulsartasks import (
     ClaimCheck,
     Failure,
     GroupResult,
+    Ignore,
     InvalidArgumentsError,
     PulsarTasks,
     ResultTimeoutError,
@@ -224,6 +225,19 @@ def test_revoked_step_revokes_what_follows_and_calls_no_errback(sums: Sums, star
     with pytest.raises(TaskRevokedError):
         result.get(PATIENCE)
     assert result.state == "REVOKED"
+    assert (sums.add.delay(7, 7).get(PATIENCE), sums.failures()) == (14, [])
+
+
+def test_step_that_ignores_its_message_revokes_what_follows(sums: Sums, start_worker: Workers) -> None:
+    @sums.app.task
+    def pass_over(number: int) -> int:
+        raise Ignore
+
+    start_worker(sums.app)
+    result = (sums.add.s(1, 1) | pass_over.s() | sums.add.s(1)).on_error(sums.note.s()).delay()
+
+    with pytest.raises(TaskRevokedError, match="ignored"):
+        result.get(PATIENCE)
     assert (sums.add.delay(7, 7).get(PATIENCE), sums.failures()) == (14, [])
 
 

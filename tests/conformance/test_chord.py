@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from msgspec import structs
 
-from pulsartasks import ChordError, InvalidArgumentsError, PulsarTasks, chain, chord, group
+from pulsartasks import ChordError, Ignore, InvalidArgumentsError, PulsarTasks, chain, chord, group
 from pulsartasks.canvas import Place
 from pulsartasks.message import SINGLE, TASK, TASK_ID, Publication, new_task_id
 from pulsartasks.steps import messages
@@ -156,6 +156,19 @@ def test_part_that_is_revoked_fails_the_chord(sums: Sums, start_worker: Workers)
     result = chord([sums.add.s(1, 1), sums.add.signature((2, 2), task_id="unwanted")], body).delay()
 
     with pytest.raises(ChordError, match="TaskRevokedError: revoked"):
+        result.get(PATIENCE)
+    wait_until(lambda: bool(sums.failures()), "the errback was not called")
+
+
+def test_part_that_ignores_its_message_fails_the_chord(sums: Sums, start_worker: Workers) -> None:
+    @sums.app.task
+    def pass_over() -> int:
+        raise Ignore
+
+    start_worker(sums.app)
+    result = chord([sums.add.s(1, 1), pass_over.s()], sums.total.s().on_error(sums.note.s())).delay()
+
+    with pytest.raises(ChordError, match=r"part 2 of 2, .*pass_over.*TaskRevokedError: ignored"):
         result.get(PATIENCE)
     wait_until(lambda: bool(sums.failures()), "the errback was not called")
 
