@@ -175,15 +175,17 @@ class PulsarServer:
     def admin(self, method: str, path: str, body: object = None) -> object:
         """One call of the admin interface below ``/admin/v2/``; the answer decoded, None where it is empty.
 
-        A broker that has just come back may miss its own bookie for a moment and answer 500, so that is asked again.
+        A broker that has just come back may miss its own bookie for a moment and answer 500, so that is asked again;
+        and so is what it leaves without an answer while it loads its topics, if asking twice does no harm.
 
         Raises:
             urllib.error.HTTPError: the broker refused it.
+            TimeoutError: it did not answer.
         """
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **self._headers}
         request = urllib.request.Request(f"{self.admin_url}/admin/v2/{path}", data, headers, method=method)
-        patience = time.monotonic() + 15
+        patience = time.monotonic() + 60
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=30, context=self._context) as answer:
@@ -193,6 +195,9 @@ class PulsarServer:
                 if error.code < 500 or time.monotonic() > patience:
                     raise
                 error.close()
+            except TimeoutError:
+                if method != "GET" or time.monotonic() > patience:
+                    raise
             time.sleep(0.2)
 
     def _ready(self) -> bool:
