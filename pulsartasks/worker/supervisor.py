@@ -36,6 +36,9 @@ SAME_SIGNAL = 0.5
 LAST_GRACE = 5.0
 """Seconds beyond the grace that a child has to close its connections."""
 
+PROCESS_ONE = 1
+"""What a container is started with, which the system gives every process whose parent has ended."""
+
 _log = structlog.get_logger("pulsartasks")
 _decode_report = msgspec.json.Decoder(Report).decode
 
@@ -152,6 +155,14 @@ class Supervisor:
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
                 self._remove(child, child.process)
+        if os.getpid() == PROCESS_ONE:
+            self._bury_orphans()
+
+    def _bury_orphans(self) -> None:
+        """Take off the process table what tasks had started and left behind: in a container that is for process 1."""
+        ours = {child.process.pid for child in self._children if child.process is not None}
+        while (pid := _dead_child()) is not None and pid not in ours:
+            os.waitpid(pid, 0)
 
     def _remove(self, child: _Child, process: subprocess.Popen[bytes]) -> None:
         status = process.returncode
@@ -261,6 +272,15 @@ def _view(journal: str) -> JournalView | None:
         return JournalView(Path(journal))
     except OSError:  # it has ended meanwhile
         return None
+
+
+def _dead_child() -> int | None:
+    """A child of this process that has ended; it is left as it is, since how it ended is told only once."""
+    try:
+        dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # it has none
+        return None
+    return None if dead is None else dead.si_pid
 
 
 def _memory(pid: int) -> int:

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from typing_extensions import Self
 
 from tests.services import CHECKOUT, wait_until
 
@@ -18,12 +19,19 @@ TASKS = "tests.conformance.tasks:app"
 
 
 class WorkerProcess:
-    """The supervisor, its children, and what they log."""
+    """The supervisor, its children, and what they log; `within` is a command that is to run it, e.g. ``unshare``."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str], app: str = TASKS, command: str = "worker") -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        env: Mapping[str, str],
+        app: str = TASKS,
+        command: str = "worker",
+        within: Sequence[str] = (),
+    ) -> None:
         self.lines: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pulsartasks", command, "-A", app, *arguments],
+            [*within, sys.executable, "-m", "pulsartasks", command, "-A", app, *arguments],
             cwd=CHECKOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
             stdin=subprocess.DEVNULL,
@@ -61,7 +69,7 @@ class WorkerProcess:
         assert len(found) >= count, "the worker ended:\n" + "\n".join(self.lines)
         return found
 
-    def wait_until_ready(self, processes: int = 1) -> WorkerProcess:
+    def wait_until_ready(self, processes: int = 1) -> Self:
         """Wait until every child consumes, or stands by."""
         self.wait_for_log("process.ready", count=processes)
         return self

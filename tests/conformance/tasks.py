@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,18 @@ APP = "CONFORMANCE_APP"
 RECORD = "CONFORMANCE_RECORD"
 
 Deed = Literal[
-    "succeed", "raise", "retry", "retry later", "hang", "exit", "kill all", "eat", "spin", "hold", "acknowledge"
+    "succeed",
+    "raise",
+    "retry",
+    "retry later",
+    "hang",
+    "exit",
+    "kill all",
+    "eat",
+    "spin",
+    "hold",
+    "acknowledge",
+    "leave behind",
 ]
 MODES: tuple[Mode, ...] = ("shared", "exclusive", "failover", "key_shared")
 
@@ -62,6 +74,8 @@ def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
             time.sleep(seconds)
             if deed == "raise":
                 raise ValueError(label)
+            if deed == "leave behind":
+                subprocess.run(["sh", "-c", "sleep 0.1 &"], check=True)
             if deed == "retry" and context.retries < times:
                 raise ConnectionError(label)
             if deed == "retry later" and context.retries < times:
