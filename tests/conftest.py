@@ -140,6 +140,12 @@ def chromium() -> Path:
 
 
 @pytest.fixture(scope="session")
+def compose_spec() -> Path:
+    """The program that reads a Compose file as Docker does."""
+    return _available(downloads.compose_spec)
+
+
+@pytest.fixture(scope="session")
 def service_folder(pytestconfig: pytest.Config) -> Path:
     """A folder for what the services store; short, and open to the user that PostgreSQL runs as."""
     return _folder(pytestconfig)

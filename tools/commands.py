@@ -14,6 +14,7 @@ from tools.terminal import SetupError, say
 
 TEST_PROCESSES = 2
 DOWNLOADS: dict[str, Callable[[], Path]] = {
+    "compose-spec": downloads.compose_spec,
     "pulsar": downloads.pulsar,
     "pulsar-java-client": downloads.pulsar_java_client,
     "versitygw": downloads.versitygw,

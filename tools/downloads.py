@@ -20,6 +20,7 @@ PULSAR_SHA256 = "35c7d064c9e0928edbf2e708989faba0379662f98aa84ce0d4190c59efb6765
 MAVEN_DEPENDENCY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
 JAVA_TESTS = environment.CHECKOUT / "tests" / "java"
 VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+COMPOSE_SPEC = "github.com/compose-spec/compose-go/v2/cmd@v2.16.2"
 
 
 def pulsar() -> Path:
@@ -62,15 +63,26 @@ def _maven(goal: str, *options: str | Path) -> None:
 
 
 def versitygw() -> Path:
-    """The program of the S3 server that the tests use; built by Go, which verifies what it downloads."""
-    return make_whole(f"bin/versitygw-{VERSITYGW.rpartition('@')[2]}", _build_versitygw)
+    """The program of the S3 server that the tests use."""
+    return _go_program("versitygw", VERSITYGW, "the S3 server versitygw (two to four minutes)")
 
 
-def _build_versitygw(target: Path) -> None:
-    say("Building the S3 server versitygw (two to four minutes) ...")
-    env = {**os.environ, "GOBIN": str(target.parent), "CGO_ENABLED": "0"}
-    run(["go", "install", "-ldflags=-s -w", VERSITYGW], env=env, attempts=ATTEMPTS)
-    (target.parent / "versitygw").rename(target)
+def compose_spec() -> Path:
+    """The program that reads a Compose file as Docker does, and prints what it comes to."""
+    return _go_program("compose-spec", COMPOSE_SPEC, "compose-spec (half a minute)")
+
+
+def _go_program(name: str, package: str, what: str) -> Path:
+    """A program that Go builds, and whose sources it verifies."""
+
+    def build(target: Path) -> None:
+        say(f"Building {what} ...")
+        env = {**os.environ, "GOBIN": str(target.parent), "CGO_ENABLED": "0"}
+        run(["go", "install", "-ldflags=-s -w", package], env=env, attempts=ATTEMPTS)
+        path, _, _ = package.partition("@")
+        (target.parent / path.rpartition("/")[2]).rename(target)
+
+    return make_whole(f"bin/{name}-{package.rpartition('@')[2]}", build)
 
 
 def whisper_weights(engine: str) -> Path:

@@ -68,8 +68,8 @@ EFFECTS = {"asyncio", "concurrent", "http", "multiprocessing", "select", "socket
 ALWAYS_INSTALLED = {"click", "cronsim", "msgspec", "pulsar", "structlog", "typing_extensions", *sys.stdlib_module_names}
 OURS = {"apps", "pulsartasks", "tools"}
 SHARED_BY_APPS = {"audio", "events", "storage"}
-COMPOSITION = {"demo", "run"}
-"""Start all apps together, so they may know them all."""
+COMPOSITION = {"demo", "run", "tasks"}
+"""Put all apps together, so they may know them all."""
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,15 @@ OPTIONS = (
     "--no-emit-find-links",
     "--no-emit-package=pulsartasks",
 )
+IMAGES = sorted(path.stem for path in environment.LOCKS.glob("image-*.in"))
+"""What the Dockerfile installs; the tools among them are in no environment of ours, and pinned for themselves."""
 
 
 def write(*, upgrade: bool) -> None:
     """Resolves all locks; without `upgrade` what is in them stays as long as it fits."""
     biggest = environment.LOCKS / f"{environment.PROFILES[-1]}.txt"
     _resolve(biggest, start=biggest, options=["--upgrade"] if upgrade else [])
-    for name in (*environment.PROFILES[:-1], "uv"):
+    for name in (*environment.PROFILES[:-1], "uv", *IMAGES):
         _resolve(environment.LOCKS / f"{name}.txt", start=biggest, options=[])
     peers = environment.LOCKS / "bench.txt"  # shares no environment with the others, so no version either
     _resolve(peers, start=peers, options=["--upgrade"] if upgrade else [])

@@ -55,7 +55,10 @@ def test_a_lock_has_exact_versions_with_hashes_and_no_address(lock: Path) -> Non
     assert len(PINNED.findall(text)) > 0
 
 
-@pytest.mark.parametrize("name", ["run", "run-faster", "uv"])
+OF_IMAGES = [lock.stem for lock in LOCKS if lock.stem.startswith("image-") and lock.stem != "image-tools"]
+
+
+@pytest.mark.parametrize("name", ["run", "run-faster", "uv", *OF_IMAGES])
 def test_a_package_has_one_version_in_all_locks(name: str) -> None:
     assert _pins(name) - _pins("dev") == set()
 
