@@ -140,7 +140,7 @@ class PulsarServer:
         """Starts it and returns when it serves; what an earlier start stored is there again."""
         self._folder.mkdir(parents=True, exist_ok=True)
         conf = self._folder / "standalone.conf"
-        conf.write_text(self._configuration())
+        conf.write_text(configuration(self._distribution / "conf" / conf.name, self._settings()))
         program = self._distribution / "bin" / "pulsar"
         command = [str(program), "standalone", "--no-functions-worker", "--no-stream-storage"]
         command += ["--metadata-dir", str(self._folder / "meta"), "--bookkeeper-dir", str(self._folder / "bookies")]
@@ -202,7 +202,7 @@ class PulsarServer:
 
     def _ready(self) -> bool:
         request = urllib.request.Request(f"{self.admin_url}/admin/v2/brokers/health", headers=dict(self._headers))
-        return _answers(request, self._context)
+        return answers(request, self._context)
 
     def _makes_topics(self) -> bool:
         """Whether its bookie has registered, which takes a killed one a minute at times, after it calls itself healthy.
@@ -212,7 +212,7 @@ class PulsarServer:
         url = f"{self.admin_url}/admin/v2/persistent/public/default/made-{secrets.token_hex(4)}"
         headers = {"Content-Type": "application/json", **self._headers}
         return all(
-            _answers(urllib.request.Request(url, b"", headers, method=method), self._context)
+            answers(urllib.request.Request(url, b"", headers, method=method), self._context)
             for method in ("PUT", "DELETE")
         )
 
@@ -223,11 +223,11 @@ class PulsarServer:
             "webServicePort": str(self._web_port),
         }
 
-    def _configuration(self) -> str:
-        settings = self._settings()
-        original = (self._distribution / "conf" / "standalone.conf").read_text()
-        kept = [line for line in original.splitlines() if line.partition("=")[0] not in settings]
-        return "\n".join([*kept, *(f"{name}={value}" for name, value in settings.items()), ""])
+
+def configuration(original: Path, settings: Mapping[str, str]) -> str:
+    """A configuration file of Pulsar's with some settings replaced."""
+    kept = [line for line in original.read_text().splitlines() if line.partition("=")[0] not in settings]
+    return "\n".join([*kept, *(f"{name}={value}" for name, value in settings.items()), ""])
 
 
 def _topic_path(topic: str) -> str:
@@ -271,7 +271,7 @@ class S3Server:
         command += ["--iam-dir", str(users), "posix", *_without_attributes(self._folder), str(root)]
         env = {"ROOT_ACCESS_KEY": self.access_key, "ROOT_SECRET_KEY": self.secret_key}
         self._process = Process(command, env=env, log=self._folder / "versitygw.log")
-        self._process.wait_until_ready(lambda: _answers(f"{self.endpoint_url}/health"), "versitygw", timeout=30)
+        self._process.wait_until_ready(lambda: answers(f"{self.endpoint_url}/health"), "versitygw", timeout=30)
 
     def stop(self) -> None:
         """Stops it; what was stored is there after the next start."""
@@ -351,7 +351,8 @@ class Speech:
         return Clip(path, sentence.removeprefix("<s>").strip())
 
 
-def _answers(url: str | urllib.request.Request, context: ssl.SSLContext | None = None) -> bool:
+def answers(url: str | urllib.request.Request, context: ssl.SSLContext | None = None) -> bool:
+    """Whether a GET, or another request, is answered with success."""
     try:
         with urllib.request.urlopen(url, timeout=10, context=context) as answer:
             return bool(answer.status < 300)

@@ -28,6 +28,8 @@ AT_ONCE = 20.0
 """Seconds that are less than the half minute after which the client says that time is up."""
 LIFETIME = 5.0
 """Seconds of a token that is to expire while a worker runs, which has to start meanwhile."""
+WRONG_HOST = "127.1"
+"""The same address, written as no certificate has it."""
 QUIET = pulsar.FileLogger(pulsar.LoggerLevel.Error, "/dev/null")
 
 
@@ -114,7 +116,7 @@ def _wrong_authority(server: SecurePulsarServer, stranger: Authority, folder: Pa
 
 
 def _wrong_host(server: SecurePulsarServer, stranger: Authority, folder: Path) -> str:
-    return server.url(CLERK).replace("//127.0.0.1:", "//localhost:")
+    return server.url(CLERK).replace("//127.0.0.1:", f"//{WRONG_HOST}:")
 
 
 def _no_tls(server: SecurePulsarServer, stranger: Authority, folder: Path) -> str:
@@ -140,7 +142,7 @@ def _unknown_certificate(server: SecurePulsarServer, stranger: Authority, folder
 
 REFUSED = [
     (_wrong_authority, BrokerUnavailableError, "certificate is not trusted by tls_ca=.*names the file"),
-    (_wrong_host, BrokerUnavailableError, "certificate is not for the host name 'localhost'"),
+    (_wrong_host, BrokerUnavailableError, f"certificate is not for the host name '{WRONG_HOST}'"),
     (_no_tls, BrokerUnavailableError, r"uses TLS; write pulsar\+ssl://"),
     (_expired_token, AuthenticationError, r"the token expired at \d{4}-\d\d-\d\d .* put a new one"),
     (_wrong_token, AuthenticationError, "does not accept the token: was it made for this cluster"),
