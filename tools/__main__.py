@@ -1,4 +1,4 @@
-"""The commands of the Makefile: ``python3 -m tools run|test|python|lock|fetch``; ``-h`` says more."""
+"""The commands of the Makefile: ``python3 -m tools run|test|python|deploy|tokens|lock|fetch``; ``-h`` says more."""
 
 import sys
 

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tools import downloads, environment, locks, packages
@@ -26,7 +27,15 @@ DOWNLOADS: dict[str, Callable[[], Path]] = {
 
 def main(words: Sequence[str]) -> int:
     """Runs one command; a `SetupError` is told without a traceback."""
-    commands = {"run": _run, "test": _test, "python": _python, "lock": _lock, "fetch": _fetch}
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "run": _run,
+        "test": _test,
+        "python": _python,
+        "deploy": partial(_deployment, "deploy"),
+        "tokens": partial(_deployment, "tokens"),
+        "lock": _lock,
+        "fetch": _fetch,
+    }
     parser = argparse.ArgumentParser(prog="python3 -m tools", description=__doc__)
     parser.add_argument("command", choices=commands)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command; -h after it says more")
@@ -66,6 +75,11 @@ def _python(arguments: Sequence[str]) -> None:
         _become_python(arguments)
 
 
+def _deployment(module: str, arguments: Sequence[str]) -> None:
+    """Becomes a module of the tools in the environment that has what it needs."""
+    _become([str(environment.deployment()), "-m", f"tools.{module}", *arguments])
+
+
 def _lock(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python3 -m tools lock", description=locks.__doc__)
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
@@ -91,8 +105,12 @@ def _set_up_tests() -> None:
 
 
 def _become_python(arguments: Sequence[str]) -> None:
+    os.environ["PATH"] = f"{environment.PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    _become([str(environment.PYTHON), *arguments])
+
+
+def _become(command: list[str]) -> None:
     """Replaces this process, so that Ctrl-C and the exit status are the command's own."""
     assert threading.active_count() == 1
     os.chdir(environment.CHECKOUT)
-    os.environ["PATH"] = f"{environment.PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.execv(environment.PYTHON, [str(environment.PYTHON), *arguments])
+    os.execv(command[0], command)

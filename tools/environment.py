@@ -58,12 +58,13 @@ def bootstrap_python() -> Path:
 
 
 def peers() -> Path:
-    """The `bin` of an environment with what the benchmarks compare with, in the cache; ours is not in it."""
-    lock = LOCKS / "bench.txt"
-    return (
-        make_whole(f"peers/{_python_version()}-{_digest(lock.read_bytes())}", lambda target: _peers(target, lock))
-        / "bin"
-    )
+    """The `bin` of an environment with what the benchmarks compare with."""
+    return _apart("peers", LOCKS / "bench.txt", "the peers of the benchmarks") / "bin"
+
+
+def deployment() -> Path:
+    """The Python of an environment with what the commands that deploy need, which is small."""
+    return _apart("deploy", LOCKS / "deploy.txt", "the deployment") / "bin" / "python"
 
 
 def uv(*arguments: str | Path) -> None:
@@ -85,8 +86,14 @@ def _bootstrap(target: Path, lock: Path) -> None:
     run([target / "bin" / "python", "-m", "pip", "install", *options, "-r", lock], attempts=ATTEMPTS)
 
 
-def _peers(target: Path, lock: Path) -> None:
-    say("Setting up the peers of the benchmarks ...")
+def _apart(name: str, lock: Path, what: str) -> Path:
+    """An environment of its own, in the cache; ours is not in it."""
+    digest = _digest(lock.read_bytes())
+    return make_whole(f"{name}/{_python_version()}-{digest}", lambda target: _make_apart(target, lock, what))
+
+
+def _make_apart(target: Path, lock: Path, what: str) -> None:
+    say(f"Setting up {what} ...")
     uv("venv", "-q", "--relocatable", "--python", _base_python(), target)
     python = target / "bin" / "python"
     uv("pip", "sync", "-q", "--python", python, "--require-hashes", "--build-constraints", lock, lock)

@@ -67,6 +67,11 @@ EFFECTS = {"asyncio", "concurrent", "http", "multiprocessing", "select", "socket
 
 ALWAYS_INSTALLED = {"click", "cronsim", "msgspec", "pulsar", "structlog", "typing_extensions", *sys.stdlib_module_names}
 OURS = {"apps", "pulsartasks", "tools"}
+INSTALLED_FOR = {
+    "tools.deploy": {"boto3", "botocore", "yaml"},
+    "tools.tokens": {"boto3", "botocore", "cryptography", "jwt"},
+}
+"""Tools that are started when an environment is there with what they need."""
 SHARED_BY_APPS = {"audio", "events", "storage"}
 COMPOSITION = {"demo", "run", "tasks"}
 """Put all apps together, so they may know them all."""
@@ -232,7 +237,7 @@ def _in_apps(module: str, target: str) -> Iterator[str]:
 
 def _in_tools(module: str, target: str) -> Iterator[str]:
     package = target.partition(".")[0]
-    if package != "tools" and package not in sys.stdlib_module_names:
+    if package not in {"tools", *sys.stdlib_module_names, *INSTALLED_FOR.get(module, ())}:
         yield f"{module} runs before anything is installed and cannot import {target}"
 
 

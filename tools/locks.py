@@ -30,7 +30,7 @@ def write(*, upgrade: bool) -> None:
     """Resolves all locks; without `upgrade` what is in them stays as long as it fits."""
     biggest = environment.LOCKS / f"{environment.PROFILES[-1]}.txt"
     _resolve(biggest, start=biggest, options=["--upgrade"] if upgrade else [])
-    for name in (*environment.PROFILES[:-1], "uv", *IMAGES):
+    for name in (*environment.PROFILES[:-1], "deploy", "uv", *IMAGES):
         _resolve(environment.LOCKS / f"{name}.txt", start=biggest, options=[])
     peers = environment.LOCKS / "bench.txt"  # shares no environment with the others, so no version either
     _resolve(peers, start=peers, options=["--upgrade"] if upgrade else [])
