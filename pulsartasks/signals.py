@@ -65,16 +65,19 @@ class Signal:
         self._receivers = tuple(entry for entry in before if entry != (receiver, _name(sender)))
         return self._receivers != before
 
-    def send(self, sender: object, **arguments: Any) -> None:
-        """Tell all who want to know of `sender`, in the order in which they were connected."""
+    def send(self, sender: object, **arguments: Any) -> Sequence[BaseException]:
+        """Tell all who want to know of `sender`, in the order in which they were connected; gives what they raised."""
         name = _name(sender)
+        raised: list[BaseException] = []
         for receiver, wanted in self._receivers:
             if wanted is None or wanted == name:
                 try:
                     receiver(sender=sender, signal=self, **arguments)
-                except (Exception, SystemExit):  # noqa: BLE001 - whoever is only told must not do any harm
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - whoever is only told must not do any harm
                     told = getattr(receiver, "__qualname__", repr(receiver))
                     _log.exception("signal.failed", signal=self.name, receiver=told)
+                    raised.append(error)
+        return raised
 
     def __repr__(self) -> str:
         return f"<Signal {self.name}>"
@@ -93,8 +96,10 @@ class Signals:
         self.task_failure = Signal("task_failure")
         self.task_retry = Signal("task_retry")
         self.task_revoked = Signal("task_revoked")
+        self.task_internal_error = Signal("task_internal_error")
         self.task_unknown = Signal("task_unknown")
         self.task_rejected = Signal("task_rejected")
+        self.import_modules = Signal("import_modules")
         self.worker_init = Signal("worker_init")
         self.worker_ready = Signal("worker_ready")
         self.worker_shutting_down = Signal("worker_shutting_down")
@@ -102,6 +107,9 @@ class Signals:
         self.worker_process_init = Signal("worker_process_init")
         self.worker_process_shutdown = Signal("worker_process_shutdown")
         self.beat_init = Signal("beat_init")
+        self.setup_logging = Signal("setup_logging")
+        self.after_setup_logger = Signal("after_setup_logger")
+        self.after_setup_task_logger = Signal("after_setup_task_logger")
 
     def __getattr__(self, name: str) -> Signal:
         known = list(vars(self))

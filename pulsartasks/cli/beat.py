@@ -45,9 +45,10 @@ def beat(
         with opened_app(app_path) as app:
             click.echo("\n".join(_as_json(app) if as_json else _as_table(app)))
         return
-    configure_logging(log_level)
+    configure_logging(log_level, again=True)
     try:
         with opened_app(app_path) as app:
+            configure_logging(log_level, app.signals)
             run(app, health=None if health_port is None else (health_host, health_port))
     except click.ClickException as error:
         error.show()

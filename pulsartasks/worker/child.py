@@ -56,7 +56,8 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def find_app(path: str) -> PulsarTasks:
-    """The app at ``module:attribute``; the attribute may be left out if it is ``app``.
+    """The app at ``module:attribute``, with the modules that it imports when it is asked to; the attribute may be left
+    out if it is ``app``.
 
     Raises:
         ConfigurationError: there is none; the message says what was found instead.
@@ -81,12 +82,14 @@ def find_app(path: str) -> PulsarTasks:
         found = [name for name, value in vars(module).items() if isinstance(value, PulsarTasks)]
         hint = f"did you mean -A {module_name}:{found[0]}?" if found else "the module defines no PulsarTasks app"
         raise ConfigurationError(f"-A {path}: {attribute or 'app'!r} is not a PulsarTasks app; {hint}")
+    for raised in app.signals.import_modules.send(app):
+        raise raised
     return app
 
 
 def run(options: ChildOptions) -> int:
     """Work until told to stop; gives the exit status."""
-    stop = threading.Event()
+    stop, received = threading.Event(), bytearray()
     cannot_go_on: list[BaseException] = []
 
     def give_up(error: BaseException) -> None:
@@ -94,6 +97,7 @@ def run(options: ChildOptions) -> int:
         stop.set()
 
     app = find_app(options.app)
+    configure_logging(options.log_level, app.signals)
     if app.broker_url.startswith("memory:"):
         raise ConfigurationError(
             "memory:// is within one process, so this worker would get nothing; use local://, or app.testing() in tests"
@@ -106,11 +110,11 @@ def run(options: ChildOptions) -> int:
         middleware=_metrics(app),
         processes=options.processes,
     )
-    threading.Thread(target=_await_order, args=[stop], name="pulsartasks-orders", daemon=True).start()
+    threading.Thread(target=_await_order, args=[stop, received], name="pulsartasks-orders", daemon=True).start()
     _log.info("worker.loaded", app=app.name, broker=app.broker_url.partition("?")[0], tasks=len(worker.tasks))
     worker.start(give_up, journal_begun=lambda path: _tell(options.report_to, Report(journal=str(path))))
     _report_until(stop, worker, options.report_to)
-    finished = worker.stop(options.grace)
+    finished = worker.stop(options.grace, signal=received.decode() or None)
     app.signals.worker_process_shutdown.send(app, pid=os.getpid(), exitcode=0 if finished else 1)
     if not finished:
         _log.error("worker.grace_exceeded", grace=options.grace)
@@ -130,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     options = msgspec.json.decode(arguments[0], type=ChildOptions)
-    configure_logging(options.log_level)
+    configure_logging(options.log_level, again=True)
     try:
         return run(options)
     except ConfigurationError as error:
@@ -142,9 +146,10 @@ def main(arguments: Sequence[str]) -> int:
     return CANNOT_START
 
 
-def _await_order(stop: threading.Event) -> None:
-    while os.read(sys.stdin.fileno(), 1024):
-        pass
+def _await_order(stop: threading.Event, received: bytearray) -> None:
+    """Wait for the end of standard input, before which the supervisor may write the name of the signal it got."""
+    while read := os.read(sys.stdin.fileno(), 1024):
+        received += read
     stop.set()
 
 

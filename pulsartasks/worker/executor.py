@@ -226,6 +226,8 @@ class Executor:
         try:
             return attempt(run.request)
         except Exception as error:  # noqa: BLE001 - a middleware's: what the task raises is an outcome already
+            if self._signals is not None:
+                self._signals.internal_error(run, error)
             return Died(error, "failed")
         finally:
             self.guard.end(alone=alone)

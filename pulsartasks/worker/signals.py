@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 from typing_extensions import assert_never
 
 from pulsartasks.app import PulsarTasks
@@ -89,6 +90,11 @@ class TaskSignals:
                 state=_STATES[type(outcome)],
             )
 
+    def internal_error(self, run: Run, error: Exception) -> None:
+        """What went wrong around a task."""
+        request = msgspec.structs.asdict(run.request)
+        self._signals.task_internal_error.send(run.task, **{**_failure(run.request, error), "request": request})
+
     def _tell(self, run: Run, outcome: Outcome) -> None:
         request, signals = run.request, self._signals
         match outcome:
@@ -99,16 +105,7 @@ class TaskSignals:
             case Died(error, "unreadable"):
                 signals.task_rejected.send(run.task, message=run.delivery, exc=error)
             case Died(error):
-                signals.task_failure.send(
-                    run.task,
-                    task_id=request.id,
-                    exception=error,
-                    args=request.args,
-                    kwargs=request.kwargs,
-                    traceback=error.__traceback__,
-                    einfo=_info(error),
-                    request=request,
-                )
+                signals.task_failure.send(run.task, **_failure(request, error))
             case Revoked(reason):
                 ends = {"terminated": reason == "terminated", "expired": reason == "expired"}
                 signals.task_revoked.send(run.task, request=request, signum=None, **ends)
@@ -116,6 +113,18 @@ class TaskSignals:
                 pass
             case _:
                 assert_never(outcome)
+
+
+def _failure(request: Request, error: BaseException) -> dict[str, Any]:
+    return {
+        "task_id": request.id,
+        "exception": error,
+        "args": request.args,
+        "kwargs": request.kwargs,
+        "traceback": error.__traceback__,
+        "einfo": _info(error),
+        "request": request,
+    }
 
 
 def _info(error: BaseException) -> ExceptionInfo:

@@ -84,6 +84,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals = 0
         self._signalled = 0.0
+        self._signal_name = ""
         self._status = 0
 
     @property
@@ -188,7 +189,9 @@ class Supervisor:
             _log.info("worker.stopping", grace=self._options.grace)
         for child in self._children:
             if child.process is not None and child.process.stdin is not None:
-                child.process.stdin.close()
+                with contextlib.suppress(BrokenPipeError):
+                    child.process.stdin.write(self._signal_name.encode())
+                    child.process.stdin.close()
         deadline = time.monotonic() + self._options.grace + LAST_GRACE
         while self.alive and self._signals < 2 and time.monotonic() < deadline:
             self._wait(deadline)
@@ -259,11 +262,12 @@ class Supervisor:
             reading.close()
             writing.close()
 
-    def _on_signal(self, *_: object) -> None:
+    def _on_signal(self, number: int, _: object) -> None:
         # One stop may come twice at once, to the process and to its group (GNU timeout does that): only a later one is
         # somebody's impatience.
         if time.monotonic() - self._signalled > SAME_SIGNAL:
             self._signalled = time.monotonic()
+            self._signal_name = self._signal_name or signal.Signals(number).name
             self._signals += 1
 
 

@@ -124,16 +124,16 @@ class Worker:
         if self.app.signals.worker_ready.connected:
             threading.Thread(target=self._tell_when_ready, name="pulsartasks-ready", daemon=True).start()
 
-    def stop(self, grace: float = 30.0) -> bool:
+    def stop(self, grace: float = 30.0, *, signal: str | None = None) -> bool:
         """Receive no more, finish what runs, give back the rest; safe to call twice and from any thread.
 
         Returns whether all that ran was finished within `grace` seconds; what was not is delivered again elsewhere as
-        soon as this process ends.
+        soon as this process ends. `signal` is the one that the worker got, for those who are told of its end.
         """
         if self._stopped.is_set():
             return True
         self._stopped.set()
-        self.app.signals.worker_shutting_down.send(self)
+        self.app.signals.worker_shutting_down.send(self, sig=signal, how="warm", exitcode=0)
         consumers = (*self._consumers, self._chords)
         for consumer in consumers:
             consumer.stop()

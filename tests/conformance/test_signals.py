@@ -10,7 +10,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from pulsartasks import ConfigurationError, PulsarTasks, Reject, TaskContext, TaskRevokedError
-from pulsartasks.message import TASK, TASK_ID, Publication
+from pulsartasks.message import TASK, TASK_ID, Publication, Request
+from pulsartasks.middleware.base import Execute, Middleware
+from pulsartasks.outcome import Outcome
 from tests.conformance.conftest import Workers
 from tests.services import wait_until
 
@@ -100,6 +102,32 @@ def test_task_that_is_rejected_by_itself_has_failed(app: PulsarTasks, start_work
         refuse.delay().get(timeout=30)
 
     assert isinstance(of(told, "task_failure")[0]["exception"], Reject)
+
+
+def test_what_goes_wrong_around_a_task_is_told_as_an_internal_error(app: PulsarTasks, start_worker: Workers) -> None:
+    class Broken(Middleware):
+        def execute(self, request: Request, call_next: Execute) -> Outcome:
+            call_next(request)
+            raise LookupError("around it")
+
+    app.middleware = (Broken(),)
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    told = listen(app, "task_internal_error", "task_failure")
+    start_worker(app)
+    call = add.delay(2, y=3)
+    with pytest.raises(LookupError):
+        call.get(timeout=30)
+
+    assert [name for name, _ in told] == ["task_internal_error", "task_failure"]
+    [error] = of(told, "task_internal_error")
+    assert (error["sender"], error["task_id"], error["args"], error["kwargs"]) == (add, call.id, [2], {"y": 3})
+    assert (error["request"]["id"], str(error["exception"])) == (call.id, "around it")
+    assert error["traceback"] is not None
+    assert "around it" in error["einfo"].traceback
 
 
 @pytest.mark.guarantee(12)
