@@ -374,6 +374,14 @@ class group(_Compound[GroupResult[R_co]]):  # noqa: N801 - Celery's name
         return f"group({', '.join(map(repr, self.tasks))})"
 
 
+class chunks(group[R_co]):  # noqa: N801 - Celery's name
+    """The group that `Task.chunks` gives."""
+
+    def group(self) -> Self:
+        """Itself: it is sent, skewed and put together as a group."""
+        return self
+
+
 class chord(_Compound[AsyncResult[R_co]]):  # noqa: N801 - Celery's name
     """A group, and a body that is called with the list of its results when all of its parts have ended well.
 

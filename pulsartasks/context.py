@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, overload
 
 import structlog
 
@@ -21,26 +21,28 @@ from pulsartasks.errors import (
     UnacknowledgedError,
 )
 from pulsartasks.message import Request
-from pulsartasks.results.base import Progress
+from pulsartasks.results.base import CustomState, Progress
 from pulsartasks.retry import RetryPolicy
 
 
 class TaskContext:
     """The first argument of a task with ``bind=True``."""
 
-    __slots__ = ("_acknowledgement", "_policy", "_report", "request")
+    __slots__ = ("_acknowledgement", "_policy", "_report", "request", "retrying")
 
     def __init__(
         self,
         request: Request,
         policy: RetryPolicy,
         acknowledgement: Acknowledgement | None = None,
-        report: Callable[[Request, Progress], None] | None = None,
+        report: Callable[[Request, Progress | CustomState], None] | None = None,
     ) -> None:
         self.request = request
         self._policy = policy
         self._acknowledgement = acknowledgement
         self._report = report
+        self.retrying: Retry | None = None
+        """What the attempt ends as, whatever it returns: ``retry(throw=False)`` was called."""
 
     @property
     def id(self) -> str:
@@ -93,22 +95,56 @@ class TaskContext:
         if self._report is not None:
             self._report(self.request, progress)
 
+    def update_state(self, *, state: str, meta: object = None) -> None:
+        """Give the task a state of its own, as `AsyncResult.state` with `meta` (data) as `AsyncResult.info`; from any
+        thread, and without waiting. Each is sent, at once, but one that the end of the task overtakes.
+
+        It does nothing where `progress` does nothing.
+
+        Raises:
+            ValueError: `state` says how the task ended, which its worker does; or `meta` has more than 16,384 bytes.
+            TypeError: `meta` is no data.
+        """
+        custom = CustomState.of(state, meta)
+        if self._report is not None:
+            self._report(self.request, custom)
+
+    @overload
     def retry(
         self,
         exc: BaseException | None = None,
         *,
         countdown: float | timedelta | None = None,
         max_retries: int | None = None,
-    ) -> NoReturn:
+        throw: Literal[True] = True,
+    ) -> NoReturn: ...
+    @overload
+    def retry(
+        self,
+        exc: BaseException | None = None,
+        *,
+        countdown: float | timedelta | None = None,
+        max_retries: int | None = None,
+        throw: bool,
+    ) -> Retry: ...
+    def retry(
+        self,
+        exc: BaseException | None = None,
+        *,
+        countdown: float | timedelta | None = None,
+        max_retries: int | None = None,
+        throw: bool = True,
+    ) -> Retry:
         """Give up this attempt and have the message run again later, held by the broker.
 
         Args:
             exc: why; raised instead when no retry is left, and logged.
             countdown: seconds until the next attempt; default: the task's backoff.
             max_retries: instead of the task's own, for this once.
+            throw: False: the function goes on, and what it returns is nobody's; the next attempt begins after its end.
 
         Raises:
-            Retry: always, while one is left. Write ``raise self.retry(...)`` so that readers and type checkers see
+            Retry: always, while one is left and without ``throw=False``. Write ``raise self.retry(...)`` so that readers and type checkers see
                 the end.
             ValueError: `countdown` is no number of seconds.
             MaxRetriesExceededError: none is left and `exc` was not given.
@@ -121,7 +157,11 @@ class TaskContext:
             countdown = countdown.total_seconds()
         if countdown is not None and not math.isfinite(countdown):
             raise ValueError(f"retry(countdown={countdown}) has no end; give seconds")
-        raise Retry(policy.delay(self.retries, random.random) if countdown is None else countdown, exc)
+        retry = Retry(policy.delay(self.retries, random.random) if countdown is None else countdown, exc)
+        if throw:
+            raise retry
+        self.retrying = retry
+        return retry
 
     def replace(self, canvas: Canvas[Any]) -> NoReturn:
         """End here and have `canvas` run in place of this task: its last call has this task's id and gives its result,

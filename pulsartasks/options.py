@@ -38,6 +38,7 @@ class TaskKeywords(TypedDict, total=False):
     ack: Ack
     start: Start
     max_retries: int | None
+    retry_kwargs: Mapping[str, Any] | None
     autoretry_for: tuple[type[BaseException], ...]
     dont_autoretry_for: tuple[type[BaseException], ...]
     retry_backoff: bool | float
@@ -100,6 +101,8 @@ class TaskOptions:
     """Where a subscription begins that did not exist before."""
     max_retries: int | None = 3
     autoretry_for: tuple[type[BaseException], ...] = ()
+    retry_kwargs: Mapping[str, Any] | None = None
+    """``max_retries`` and ``countdown``, instead of `max_retries` and `default_retry_delay`, as Celery has them."""
     dont_autoretry_for: tuple[type[BaseException], ...] = ()
     retry_backoff: bool | float = False
     retry_backoff_max: float = 600.0
@@ -123,7 +126,7 @@ class TaskOptions:
     ignore_result: bool = False
     """Store no result; the call returns a handle whose ``get()`` says so."""
     track_started: bool = False
-    """Tell the handle when a message is received, begun and to be tried again, which costs a message each time."""
+    """Tell the handle when a message is received and begun, which costs a message each time."""
     throws: tuple[type[BaseException], ...] = ()
     """Exceptions that are expected of it: failures like others, but logged as information and without a traceback."""
     once: bool = False
@@ -155,14 +158,15 @@ class TaskOptions:
 
     @property
     def retry_policy(self) -> RetryPolicy:
+        retry = self.retry_kwargs or {}
         return RetryPolicy(
-            max_retries=self.max_retries,
+            max_retries=retry.get("max_retries", self.max_retries),
             autoretry_for=self.autoretry_for,
             dont_autoretry_for=self.dont_autoretry_for,
             retry_backoff=self.retry_backoff,
             retry_backoff_max=self.retry_backoff_max,
             retry_jitter=self.retry_jitter,
-            default_retry_delay=self.default_retry_delay,
+            default_retry_delay=retry.get("countdown", self.default_retry_delay),
         )
 
     @classmethod
@@ -173,6 +177,9 @@ class TaskOptions:
             ConfigurationError: an option is unknown (with the nearest one as a hint), or has a value it cannot have.
         """
         check_names(keywords, {field.name for field in fields(cls)}, what=f"task {task!r}")
+        check_names(
+            keywords.get("retry_kwargs") or (), ("max_retries", "countdown"), what=f"task {task!r}: retry_kwargs"
+        )
         options = cls(**keywords)
         for complaint in options._complaints():
             raise ConfigurationError(f"task {task!r}: {complaint}")
@@ -196,6 +203,10 @@ class TaskOptions:
             "autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
             "dont_autoretry_for": (_are_exceptions, "a tuple of exception classes, e.g. (OSError,)"),
             "max_retries": (lambda n: n is None or _is_whole(n, 0), "0 or more, or None for no end"),
+            "retry_kwargs": (
+                lambda given: all(n is None or _is_seconds(n) for n in (given or {}).values()),
+                "a dict with max_retries and countdown",
+            ),
             "max_crashes": (lambda n: _is_whole(n, 1), "a whole number of at least 1"),
             "time_limit": (lambda n: n is None or (_is_seconds(n) and n > 0), "seconds, more than 0, or None"),
             "concurrency": (lambda n: n is None or _is_whole(n, 1), "a whole number of at least 1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from pulsartasks.errors import (
     UnreadableMessageError,
 )
 from pulsartasks.publishing import Block
-from pulsartasks.results.base import LOOK_AGAIN, Progress, Result, ResultStore, State, newer
+from pulsartasks.results.base import LOOK_AGAIN, Progress, Result, ResultStore, newer
 from pulsartasks.serializers import PayloadCodec
 
 R_co = TypeVar("R_co", covariant=True)
@@ -72,14 +72,24 @@ class AsyncResult(Generic[R_co]):
         self.durable = True
         """Whether the call waits for a worker; else nobody may ever answer."""
 
-    def get(self, timeout: float | None = None) -> R_co:
+    def get(
+        self,
+        timeout: float | None = None,
+        *,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        propagate: bool = True,
+    ) -> R_co:
         """The task's return value, as soon as the worker pushes it; nothing is polled.
 
         Args:
             timeout: seconds to wait; None waits without end, which a task with ``durable=False`` does not allow.
+            on_message: is called meanwhile with each state of the call, and at last with its end, as a dict with
+                ``task_id``, ``status``, ``result`` (see `info`), ``traceback`` and ``children``.
+            propagate: False: what the task raised is given back instead, though no type checker knows.
 
         Raises:
-            InvalidArgumentsError: no timeout, and the task has ``durable=False``.
+            InvalidArgumentsError: no timeout, and the task has ``durable=False``; or `on_message`, and the call was
+                made elsewhere, so that its states are not pushed to this process.
             ResultTimeoutError: nothing came within `timeout`; the task may still run.
             PulsarTasksError: the task keeps no results (``ignore_result=True``), the call was not sent yet, or it was
                 told to `forget`.
@@ -90,8 +100,38 @@ class AsyncResult(Generic[R_co]):
         """
         if self._result is None:
             self._check(timeout)
-            self._result = self._kept_results().wait(self.id, timeout, pushed=self._sent_here)
+            self._result = self._wait(timeout, on_message)
+        if self._result is not None:
+            if on_message is not None:
+                on_message(self._message(self._result))
+            if not propagate and self._result.error is not None:
+                return self._result.error.restore()  # type: ignore[return-value]
         return self._value(timeout)
+
+    def _wait(self, timeout: float | None, on_message: Callable[[dict[str, Any]], object] | None) -> Result | None:
+        store = self._kept_results()
+        if on_message is None:
+            return store.wait(self.id, timeout, pushed=self._sent_here)
+        if not self._sent_here:
+            raise InvalidArgumentsError(f"{self!r} was called elsewhere, where on_message would be told; ask for state")
+        return store.watch(self.id, timeout, lambda state: on_message(self._message(state)))
+
+    def _message(self, result: Result) -> dict[str, Any]:
+        """As Celery's backends put it."""
+        return {
+            "task_id": self.id,
+            "status": result.state,
+            "result": self._info(result),
+            "traceback": None if result.error is None else result.error.traceback,
+            "children": self.children,
+        }
+
+    def _info(self, result: Result) -> Any:
+        if result.error is not None:
+            return result.error.restore()
+        if result.ended:
+            return self._codec.decode(result.value)
+        return result.progress if result.meta is None else result.meta
 
     async def aget(self, timeout: float | None = None) -> R_co:
         """`get` from asyncio, whose loop goes on; however many wait, none has a thread of its own for a call that was
@@ -126,12 +166,25 @@ class AsyncResult(Generic[R_co]):
             ) from error
 
     @property
-    def state(self) -> State:
+    def state(self) -> str:
         """``SUCCESS``, ``FAILURE``, ``REVOKED`` (or expired); of what has not ended how far it is, if that is told:
-        ``RECEIVED``, ``STARTED``, ``PROGRESS``, ``RETRY``; else ``PENDING``: waiting, running, unknown, or long ago.
+        ``RECEIVED``, ``STARTED``, ``PROGRESS``, ``RETRY``, or what the task said by ``self.update_state()``; else
+        ``PENDING``: waiting, running, unknown, or long ago.
         """
         newest = self._look()
         return "PENDING" if newest is None else newest.state
+
+    status = state
+
+    @property
+    def info(self) -> Any:
+        """What goes with `state`: the value, or the exception of a ``FAILURE``, ``REVOKED`` or ``RETRY``; ``meta`` of
+        ``self.update_state()``, `progress`, or of ``STARTED`` the ``pid`` and ``hostname``; else None.
+        """
+        newest = self._look()
+        return None if newest is None else self._info(newest)
+
+    result = info
 
     @property
     def progress(self) -> Progress | None:

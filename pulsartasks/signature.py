@@ -157,9 +157,15 @@ class Signature(Canvas[AsyncResult[R_co]]):
         self.target = target
         self.args = args
         self.kwargs = dict(kwargs or {})
-        self.options = options
+        self.call_options = options
         self.immutable = immutable
         """It keeps its arguments, whatever comes before it."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of `call_options` that it was given, as Celery has them."""
+        given = ((each.name, getattr(self.call_options, each.name)) for each in fields(CallOptions))
+        return {name: value for name, value in given if value != getattr(DEFAULTS, name)}
 
     def publication(self) -> Publication:
         """The message that this call is, with a fresh id each time.
@@ -167,7 +173,7 @@ class Signature(Canvas[AsyncResult[R_co]]):
         Raises:
             InvalidArgumentsError: the arguments do not fit.
         """
-        return self.target.compose(self.args, self.kwargs, self.options)
+        return self.target.compose(self.args, self.kwargs, self.call_options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> R_co:
         """Call the task's function here and now, as `Task` does."""
@@ -190,21 +196,21 @@ class Signature(Canvas[AsyncResult[R_co]]):
             self.target,
             (*args, *self.args),
             {**self.kwargs, **(kwargs or {})},
-            self.options.changed(options),
+            self.call_options.changed(options),
             immutable=self.immutable,
         )
 
     def set(self, **options: Unpack[CallKeywords]) -> Self:
-        self.options = self.options.changed(options)
+        self.call_options = self.call_options.changed(options)
         return self
 
     @property
     def links(self) -> Sequence[Canvas[Any]]:
-        return as_links(self.options.link)
+        return as_links(self.call_options.link)
 
     @property
     def errbacks(self) -> Sequence[Canvas[Any]]:
-        return as_links(self.options.link_error)
+        return as_links(self.call_options.link_error)
 
     def hosts(self) -> Iterator[Host]:
         return self.target.hosts()
@@ -212,7 +218,7 @@ class Signature(Canvas[AsyncResult[R_co]]):
     def plan(self, place: Place, draft: Draft) -> Plan[AsyncResult[R_co]]:
         args = self.args if self.immutable else (*place.args, *self.args)
         kwargs = self.kwargs if self.immutable else {**self.kwargs, **place.kwargs}
-        options = self.options.changed(place.options)
+        options = self.call_options.changed(place.options)
         options = replace(
             options,
             task_id=place.task_id or options.task_id,

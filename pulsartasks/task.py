@@ -18,7 +18,7 @@ from typing_extensions import ParamSpec, TypeVar, Unpack
 
 from pulsartasks.batch import hints_of_each
 from pulsartasks.brokers.base import confirmed
-from pulsartasks.canvas import CallKeywords, Draft, Host, as_links, group, plan_links
+from pulsartasks.canvas import CallKeywords, Draft, Host, as_links, chunks, plan_links
 from pulsartasks.clock import Clock
 from pulsartasks.context import TaskContext
 from pulsartasks.errback import one_argument
@@ -290,10 +290,10 @@ class Task(Generic[P, R, C]):
         """
         return Signature(self.each, (list(items),), {}, self.call_options, immutable=True)
 
-    def chunks(self, items: Iterable[Sequence[Any]], size: int) -> group[list[R]]:
+    def chunks(self, items: Iterable[Sequence[Any]], size: int) -> chunks[list[R]]:
         """A group of `starmap` of at most `size` of `items` each."""
         left = iter(items)
-        return group(self.starmap(chunk) for chunk in iter(lambda: list(islice(left, size)), []))
+        return chunks(self.starmap(chunk) for chunk in iter(lambda: list(islice(left, size)), []))
 
     @cached_property
     def each(self) -> Task[[list[Sequence[Any]]], list[R]]:

@@ -21,7 +21,7 @@ from pulsartasks.errors import PulsarTasksError, RemoteTraceback, TaskError
 from pulsartasks.serializers import UNREADABLE, encode
 
 State = Literal["PENDING", "RECEIVED", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
-ENDED: frozenset[State] = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+ENDED: frozenset[str] = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 LONGEST_TEXT = 16_384
 """Characters of a message or traceback that travel with an error, and bytes of its arguments."""
@@ -165,12 +165,35 @@ class Progress(NamedTuple):
         return cls(done, total, _sendable(message[:LONGEST_NOTE]))
 
 
+class CustomState(NamedTuple):
+    """A state that a task gives itself."""
+
+    name: str
+    meta: msgspec.Raw
+
+    @classmethod
+    def of(cls, name: str, meta: object) -> CustomState:
+        """The same as data.
+
+        Raises:
+            ValueError: `name` is no text, too long, or one of `ENDED`; or `meta` is too large.
+            TypeError: `meta` is no data.
+        """
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NOTE or name in ENDED:
+            raise ValueError(f"update_state(state={name!r}): give a name; how a task ends, its worker says")
+        encoded = encode(meta, what="meta")
+        if len(encoded) > LONGEST_TEXT:
+            raise ValueError(f"update_state(meta=...) has {len(encoded):,} bytes, at most {LONGEST_TEXT:,}")
+        return cls(name, msgspec.Raw(encoded))
+
+
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one task ended; or, if its state is not one of `ENDED`, how far it is."""
 
     id: str
     task: str
-    state: State
+    state: str
+    """One of `State`, or its own (`CustomState`)."""
     value: msgspec.Raw = msgspec.Raw(b"null")
     error: RemoteError | None = None
     retries: int = 0
@@ -182,6 +205,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """When this was so, if the task has not ended; seconds since the epoch."""
     due: float = 0.0
     """When the next attempt begins at the earliest, if the state is ``RETRY``; seconds since the epoch."""
+    meta: Any = None
+    """What goes with the state, if it has not ended."""
 
     @property
     def ended(self) -> bool:
@@ -212,7 +237,7 @@ class PackedResult:
     """The result as JSON; or in its place what `headers` have a claim to."""
     headers: Mapping[str, str]
     reply_to: str | None
-    state: State
+    state: str
 
 
 class Reported(NamedTuple):
@@ -296,6 +321,10 @@ class ResultStore(ABC):
 
         `pushed` says that this process made the call, so that the worker tells it; otherwise what is kept is followed.
         """
+
+    @abstractmethod
+    def watch(self, task_id: str, timeout: float | None, tell: Callable[[Result], object]) -> Result | None:
+        """`wait` for a call that this process made; `tell` is told how far it is, as soon as that is pushed."""
 
     def each(self, task_ids: Collection[str], timeout: float | None, *, pushed: bool) -> Iterator[Result]:
         """The results of several calls as they arrive, each once; ends with the last of them, or after `timeout`

@@ -113,6 +113,31 @@ class PushedResults(ResultStore):
         finally:
             self._inbox.forget(task_id)
 
+    def watch(self, task_id: str, timeout: float | None, tell: Callable[[Result], object]) -> Result | None:
+        until = _instant(timeout)
+        news: SimpleQueue[Result | None] = SimpleQueue()
+        waiter = self._inbox.expect(task_id, watched_by=news)
+        arrived = partial(news.put, None)
+        waiter.listen(arrived)
+        try:
+            while waiter.result is None:
+                if waiter.unread:
+                    self._look(waiter, task_id)
+                    continue
+                try:
+                    state = news.get(timeout=max(0.0, min(LOOK_AGAIN, until - time.monotonic())))
+                except Empty:
+                    if time.monotonic() >= until:
+                        break
+                    waiter.look = True
+                else:
+                    if state is not None:
+                        tell(state)
+            return waiter.result
+        finally:
+            waiter.unlisten(arrived)
+            self._inbox.forget(task_id, watched_by=news)
+
     async def wait_async(self, task_id: str, timeout: float | None, *, pushed: bool) -> Result | None:
         if not pushed:
             return await asyncio.to_thread(self.wait, task_id, timeout, pushed=False)
@@ -228,6 +253,8 @@ class Waiter:
         self.claimed: Delivery | None = None
         """The result as it was pushed, if that is a claim: who waits fetches it."""
         self.waiting = 0
+        self.watchers: list[SimpleQueue[Result | None]] = []
+        """Who wants to know how far it is."""
         self._listeners: list[Callable[[], object]] = []
 
     @property
@@ -297,7 +324,7 @@ class Inbox:
         """Of calls made since this instant no result was missed: it began to listen then, or had to forget the result
         of one made then."""
 
-    def expect(self, task_id: str) -> Waiter:
+    def expect(self, task_id: str, *, watched_by: SimpleQueue[Result | None] | None = None) -> Waiter:
         self.listen()
         with self._lock:
             waiter = self._waiters.get(task_id)
@@ -308,6 +335,10 @@ class Inbox:
                     self._arrived[task_id] = None
                     waiter.take(known)
             waiter.waiting += 1
+            if watched_by is not None:
+                waiter.watchers.append(watched_by)
+                if (state := self._states.get(task_id)) is not None:
+                    watched_by.put(state)
             return waiter
 
     def heard(self, task_id: str) -> tuple[Result | Delivery | None, bool]:
@@ -323,9 +354,11 @@ class Inbox:
                 self._arrived[task_id] = None
             return arrived or self._states.get(task_id), complete
 
-    def forget(self, task_id: str) -> None:
+    def forget(self, task_id: str, *, watched_by: SimpleQueue[Result | None] | None = None) -> None:
         with self._lock:
             waiter = self._waiters[task_id]
+            if watched_by is not None:
+                waiter.watchers.remove(watched_by)
             waiter.waiting -= 1
             if not waiter.waiting:
                 del self._waiters[task_id]
@@ -389,6 +422,9 @@ class Inbox:
         with self._lock:
             if (newest := newer(self._states.get(state.id), state)) is not None:
                 self._states[state.id] = newest
+            if (waiter := self._waiters.get(state.id)) is not None:
+                for news in waiter.watchers:
+                    news.put(state)
             if len(self._states) > REMEMBERED:
                 self._states.popitem(last=False)
 

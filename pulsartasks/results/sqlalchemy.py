@@ -112,11 +112,11 @@ class TableResults(PushedResults):
         earlier = sa.tuple_(columns.retries, columns.at) <= sa.tuple_(new.retries, new.at)
         replaceable = _none_of(columns.state, [*ENDED, FORGOTTEN]) & earlier | self._is_old(columns)
         packed = [self.pack_state(each) for each in states]
-        rows = [
-            _row(each, state.state, now=self._clock.now(), retries=state.retries, at=state.at)
+        rows = {  # of several states of a task the newest
+            each.id: _row(each, state.state, now=self._clock.now(), retries=state.retries, at=state.at)
             for each, (state, _) in zip(packed, states, strict=True)
-        ]
-        self._write(rows, replaceable)
+        }
+        self._write(list(rows.values()), replaceable)
         self._push(packed)
 
     def find_state(self, task_id: str) -> Result | None:

@@ -241,13 +241,16 @@ class Executor:
         args, kwargs = request.args, dict(request.kwargs)
         for name, kind in task.injected.items():
             kwargs[name] = self._resources[kind]
-        acknowledgement = None
+        acknowledgement = context = None
         if task.options.bind:
             acknowledgement = Acknowledgement(_delivery.get().acknowledge) if task.options.ack == "manual" else None
-            args = [TaskContext(request, policy, acknowledgement, self._states.progress), *args]
+            context = TaskContext(request, policy, acknowledgement, self._states.said)
+            args = [context, *args]
         self._begin(task, request)
         try:
             value = self._interruptibly(task, request.id, args, kwargs)
+            if context is not None and context.retrying is not None:
+                raise context.retrying
             if acknowledgement is not None and not acknowledgement.end():
                 raise UnacknowledgedError(f"{request.task}[{request.id}] returned without self.ack()")
             return Succeeded(value)

@@ -113,11 +113,6 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
             and self.headers.get(message.TASK_ID) == self.request.id
         )
 
-    @property
-    def tracked(self) -> bool:
-        """Whether its caller is told what becomes of it before its end."""
-        return self.task is not None and self.task.options.track_started and self.wants_result
-
 
 def run_key(run: Run) -> Key:
     """What all copies of a message have in common: the executor gives them one id, the call's or the first one's."""

@@ -6,10 +6,12 @@ ends goes with its result, and so does nothing that would come after it.
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import structlog
@@ -19,7 +21,7 @@ from pulsartasks.app import PulsarTasks
 from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Request
 from pulsartasks.outcome import Outcome, Retried
-from pulsartasks.results.base import Progress, RemoteError, Reported, Result, State
+from pulsartasks.results.base import CustomState, Progress, RemoteError, Reported, Result, State
 from pulsartasks.retry import backoff
 from pulsartasks.worker.run import Run
 
@@ -31,18 +33,30 @@ PATIENCE = 0.05
 _log = structlog.get_logger("pulsartasks")
 
 
+def _here() -> msgspec.Raw:
+    """Which process it is, under Celery's names."""
+    return msgspec.Raw(msgspec.json.encode({"pid": os.getpid(), "hostname": socket.gethostname()}))
+
+
 @dataclass(slots=True)
 class _Told:
     """What was told of one task, and is to be."""
 
     state: Result
     reply_to: str | None
+    unsent: list[Result] = field(default_factory=list)
+    """States that it gave itself, each of which is to be sent."""
     due: float | None = None
     """When it is to be sent, in monotonic seconds; None: nothing is."""
     sent: float = 0.0
     """When something was, the last time."""
     ended: bool = False
     """The attempt has; it is forgotten when this was sent."""
+
+    def take(self) -> Sequence[Result]:
+        """What is to be sent: the newest, behind those that it gave itself."""
+        states, self.unsent = self.unsent, []
+        return states if states and states[-1] is self.state else [*states, self.state]
 
 
 class States:
@@ -64,31 +78,38 @@ class States:
         """Tell that the task is in this state, within so many seconds."""
         with self._changed:
             told = self._find(request)
-            told.state = msgspec.structs.replace(told.state, state=state, at=self._app.clock.now())
+            meta = _here() if state == "STARTED" else None
+            told.state = msgspec.structs.replace(told.state, state=state, at=self._app.clock.now(), meta=meta)
             self._have_sent(told, within)
 
-    def progress(self, request: Request, progress: Progress) -> None:
-        """Tell how far it is, unless it has ended."""
+    def said(self, request: Request, said: Progress | CustomState) -> None:
+        """Tell what the task says of itself, unless it has ended."""
         with self._changed:
             told = self._told.get(request.id)
             if told is None or told.ended:
                 return
-            told.state = msgspec.structs.replace(
-                told.state, state="PROGRESS", progress=progress, at=self._app.clock.now()
-            )
-            self._have_sent(told, max(0.0, told.sent + PROGRESS_EVERY - time.monotonic()))
+            at = self._app.clock.now()
+            if isinstance(said, Progress):
+                told.state = msgspec.structs.replace(told.state, state="PROGRESS", progress=said, at=at, meta=None)
+                self._have_sent(told, max(0.0, told.sent + PROGRESS_EVERY - time.monotonic()))
+            else:
+                told.state = msgspec.structs.replace(told.state, state=said.name, at=at, meta=said.meta)
+                told.unsent.append(told.state)
+                self._have_sent(told, 0.0)
 
     def end(self, run: Run, outcome: Outcome) -> Run:
         """The attempt has ended; gives `run` with what it told of its progress, which goes with its result."""
         told = self._told.get(run.request.id)
-        if told is None:
+        retried = isinstance(outcome, Retried) and run.wants_result
+        if told is None and not retried:
             return run
         with self._changed:
-            if isinstance(outcome, Retried) and run.tracked:
+            told = self._find(run.request)
+            if isinstance(outcome, Retried) and retried:
                 error = RemoteError.capture(outcome.error)
                 due = self._app.clock.now() + outcome.delay
                 told.state = msgspec.structs.replace(
-                    told.state, state="RETRY", error=error, at=self._app.clock.now(), due=due
+                    told.state, state="RETRY", error=error, at=self._app.clock.now(), due=due, meta=None
                 )
                 told.ended = True
                 self._have_sent(told, 0.0)
@@ -124,19 +145,20 @@ class States:
         tries = 0
         while going := self._take():
             try:
-                self._app.results.report([Reported(told.state, told.reply_to) for told in going])
+                self._app.results.report([Reported(state, told.reply_to) for told, states in going for state in states])
             except PulsarTasksError as error:
                 _log.warning("states.untold", error=str(error), states=len(going))
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, backoff(tries, factor=0.5, maximum=10.0))
-                    for told in going:
+                    for told, states in going:
+                        told.unsent[:0] = states
                         told.due = 0.0
                 tries += 1
             else:
-                self._forget(going)
+                self._forget([told for told, _ in going])
                 tries = 0
 
-    def _take(self) -> Sequence[_Told]:
+    def _take(self) -> Sequence[tuple[_Told, Sequence[Result]]]:
         """What is due, once anything is; nothing when no more is to be sent."""
         with self._changed:
             while not self._closed:
@@ -145,7 +167,7 @@ class States:
                 if going := [self._told[id_] for id_, due in waiting.items() if due <= now]:
                     for told in going:
                         told.due, told.sent = None, now
-                    return going
+                    return [(told, told.take()) for told in going]
                 self._changed.wait(min(waiting.values()) - now if waiting else None)
             return ()
 

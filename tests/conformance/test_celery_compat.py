@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from pulsartasks import (
     AsyncResult,
     ChordError,
+    ConfigurationError,
     Failure,
     GroupResult,
     Ignore,
@@ -277,7 +278,7 @@ def test_result_is_kept_or_not_as_the_call_says(app: PulsarTasks, start_worker: 
 
 def test_signature_tells_its_fields_and_merges_what_is_added(proj: Proj) -> None:
     signature = proj.add.signature((2, 2), {"debug": True}, countdown=10)
-    assert (signature.args, signature.kwargs, signature.options.countdown) == ((2, 2), {"debug": True}, 10)
+    assert (signature.args, signature.kwargs, signature.options) == ((2, 2), {"debug": True}, {"countdown": 10})
     assert str(proj.add.s(2, 2)).endswith("add(2, 2)")
 
     assert signature.apply_async(countdown=0).get(PATIENCE) == 4
@@ -425,6 +426,46 @@ def test_exception_of_the_task_is_raised_when_no_retry_is_left_and_without_one_i
     with pytest.raises(MaxRetriesExceededError):
         without.delay().get(PATIENCE)
     assert more.delay().get(PATIENCE) == 2
+
+
+def test_retry_that_is_not_thrown_lets_the_function_go_on_and_begins_after_its_end(
+    app: PulsarTasks, start_worker: Workers
+) -> None:
+    seen: list[str] = []
+
+    @app.task(bind=True)
+    def goes_on(self: TaskContext) -> str:
+        seen.append(f"began {self.retries}")
+        if self.retries == 0:
+            seen.append(type(self.retry(countdown=0, throw=False)).__name__)
+        seen.append(f"ended {self.retries}")
+        return f"attempt {self.retries}"
+
+    @app.task(bind=True, max_retries=0)
+    def has_none_left(self: TaskContext) -> None:
+        self.retry(throw=False)
+
+    start_worker(app)
+    assert goes_on.delay().get(PATIENCE) == "attempt 1"
+    assert seen == ["began 0", "Retry", "ended 0", "began 1", "ended 1"]
+    with pytest.raises(MaxRetriesExceededError):
+        has_none_left.delay().get(PATIENCE)
+
+
+def test_retry_kwargs_are_those_of_the_retry_that_comes_by_itself(app: PulsarTasks, start_worker: Workers) -> None:
+    ran: list[int] = []
+
+    @app.task(autoretry_for=(OSError,), retry_kwargs={"max_retries": 5, "countdown": 0})
+    def refresh_timeline(user: str) -> None:
+        ran.append(len(ran))
+        raise ConnectionError(f"fail whale of {user}")
+
+    start_worker(app)
+    with pytest.raises(ConnectionError, match="of ada"):
+        refresh_timeline.delay("ada").get(PATIENCE)
+    assert len(ran) == 6
+    with pytest.raises(ConfigurationError, match="did you mean 'max_retries'"):
+        app.task(name="wrong", retry_kwargs={"max_retry": 5})(len)
 
 
 def test_retry_is_what_is_raised_and_the_name_is_the_one_given(app: PulsarTasks, start_worker: Workers) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,8 +13,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from pulsartasks import AsyncResult, BrokerUnavailableError, PulsarTasks, TaskContext
-from pulsartasks.results.base import Reported, ResultStore, State
+from pulsartasks import AsyncResult, BrokerUnavailableError, InvalidArgumentsError, PulsarTasks, TaskContext
+from pulsartasks.results.base import Reported, ResultStore
 from pulsartasks.task import Task
 from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.services import wait_until
@@ -47,7 +49,7 @@ def stepping(app: PulsarTasks, go_on: threading.Event) -> Task[[], str]:
     return stepping
 
 
-def wait_for_state(result: AsyncResult[str], state: State) -> None:
+def wait_for_state(result: AsyncResult[Any], state: str) -> None:
     wait_until(lambda: result.state == state, f"{result!r} is {result.state}, not {state}")
 
 
@@ -184,6 +186,7 @@ def test_start_is_told_where_it_is_asked_for(app: PulsarTasks, start_worker: Wor
 
     wait_for_state(result, "STARTED")
     assert tracked.result(result.id).state == "STARTED"
+    assert result.info == {"pid": os.getpid(), "hostname": socket.gethostname()}
     assert other.state == "PENDING"
     go_on.set()
     assert (result.get(timeout=60), other.get(timeout=60)) == ("done", "done")
@@ -191,25 +194,25 @@ def test_start_is_told_where_it_is_asked_for(app: PulsarTasks, start_worker: Wor
 
 
 def test_tasks_that_do_not_ask_send_nothing_but_their_results(app: PulsarTasks, start_worker: Workers) -> None:
-    @app.task(bind=True, autoretry_for=(OSError,), default_retry_delay=0.1)
+    @app.task(bind=True)
     def plain(self: TaskContext) -> int:
-        if self.retries == 0:
-            raise OSError("again")
         return self.retries
 
     start_worker(app)
 
-    assert plain.delay().get(timeout=60) == 1
+    assert plain.delay().get(timeout=60) == 0
     assert reports(app) == 0
 
 
 @pytest.mark.parametrize("mode", ["shared", "key_shared"])
 def test_retry_says_when_and_why(mode: str, app: PulsarTasks, start_worker: Workers) -> None:
-    options: dict[str, object] = {"mode": mode, "track_started": True, "max_retries": 1, "retry_jitter": False}
+    options: dict[str, object] = {"mode": mode, "max_retries": 1, "retry_jitter": False}
+    ran: list[int] = []
 
-    @app.task(bind=True, autoretry_for=(OSError,), default_retry_delay=3.0, **options)  # type: ignore[call-overload, untyped-decorator]
-    def fail_once(self: TaskContext) -> str:
-        if self.retries == 0:
+    @app.task(autoretry_for=(OSError,), default_retry_delay=3.0, **options)  # type: ignore[call-overload, untyped-decorator]
+    def fail_once() -> str:
+        ran.append(1)
+        if len(ran) == 1:
             raise ConnectionResetError(104, "gone")
         return "done"
 
@@ -221,6 +224,7 @@ def test_retry_says_when_and_why(mode: str, app: PulsarTasks, start_worker: Work
     attempt = result.next_attempt
     assert attempt is not None
     assert isinstance(attempt.error, ConnectionResetError)
+    assert isinstance(result.info, ConnectionResetError)
     assert 3.0 <= (attempt.due - began).total_seconds() < 30
     assert result.get(timeout=60) == "done"
     assert result.next_attempt is None
@@ -266,6 +270,86 @@ def test_message_that_waits_for_its_key_is_received(
     wait_for_state(second, "RECEIVED")
     go_on.set()
     assert second.get(timeout=60) == "done"
+
+
+def test_task_gives_itself_states_which_the_caller_is_told_one_by_one(
+    app: PulsarTasks, start_worker: Workers, go_on: threading.Event
+) -> None:
+    @app.task(bind=True)
+    def hello(self: TaskContext, a: int, b: int) -> str:
+        for percent in (50, 90):
+            self.update_state(state="PROGRESS", meta={"progress": percent})
+        self.update_state(state="AT THE END")
+        go_on.wait(60)
+        return f"hello world: {a + b}"
+
+    told: list[dict[str, Any]] = []
+
+    def on_raw_message(body: dict[str, Any]) -> None:
+        told.append(body)
+        if body["status"] == "AT THE END":
+            go_on.set()
+
+    start_worker(app)
+    result = hello.apply_async(args=(1, 1))
+
+    assert result.get(on_message=on_raw_message, propagate=False, timeout=60) == "hello world: 2"
+    assert [(each["status"], each["result"]) for each in told[-4:]] == [
+        ("PROGRESS", {"progress": 50}),
+        ("PROGRESS", {"progress": 90}),
+        ("AT THE END", None),
+        ("SUCCESS", "hello world: 2"),
+    ]
+    assert {(each["task_id"], each["traceback"], len(each["children"])) for each in told} == {(result.id, None, 0)}
+    assert (result.status, result.result, result.info) == ("SUCCESS", "hello world: 2", "hello world: 2")
+
+
+def test_state_of_its_own_is_found_from_elsewhere(
+    app: PulsarTasks, start_worker: Workers, go_on: threading.Event
+) -> None:
+    @app.task(bind=True)
+    def upload(self: TaskContext, total: int) -> None:
+        self.update_state(state="UPLOADING", meta={"current": 3, "total": total})
+        go_on.wait(60)
+
+    start_worker(app)
+    there = upload.result(upload.delay(7).id)
+
+    wait_for_state(there, "UPLOADING")
+    assert there.info == {"current": 3, "total": 7}
+    with pytest.raises(InvalidArgumentsError, match="called elsewhere"):
+        there.get(on_message=print)
+    go_on.set()
+    assert there.get(timeout=60) is None
+
+
+def test_what_the_task_raised_is_given_back_where_it_is_not_to_propagate(
+    app: PulsarTasks, start_worker: Workers
+) -> None:
+    @app.task
+    def fail() -> int:
+        raise LookupError("nowhere")
+
+    told: list[dict[str, Any]] = []
+    start_worker(app)
+    result = fail.delay()
+
+    assert isinstance(result.get(timeout=60, propagate=False, on_message=told.append), LookupError)
+    assert (told[-1]["status"], str(told[-1]["result"])) == ("FAILURE", "nowhere")
+    assert "LookupError" in told[-1]["traceback"]
+    assert isinstance(result.info, LookupError)
+
+
+@pytest.mark.parametrize(
+    ("state", "meta"), [("SUCCESS", 1), ("", 1), ("X" * 2000, 1), ("HALF", "x" * 20_000), ("HALF", threading)]
+)
+def test_state_that_could_not_be_told_is_refused(state: str, meta: object, app: PulsarTasks) -> None:
+    @app.task(bind=True)
+    def tell(self: TaskContext) -> None:
+        self.update_state(state=state, meta=meta)
+
+    with pytest.raises((ValueError, TypeError), match="state|meta"):
+        tell()
 
 
 @pytest.mark.parametrize("numbers", [("many", None), (float("nan"), 3), (1, float("inf"))])
