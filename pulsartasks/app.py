@@ -25,6 +25,7 @@ from pulsartasks.canvas import CallKeywords
 from pulsartasks.catalog import CHORD_PARTS, RESULTS, REVOCATIONS, UNIQUE_CLAIMS, AppTopic, catalog
 from pulsartasks.clock import Clock, FrozenClock, SystemClock
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
+from pulsartasks.handlers import connect_handlers
 from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, wrap_publish
 from pulsartasks.options import PolicyKeywords, Start, TaskKeywords, TaskOptions, parse_policies
@@ -38,7 +39,7 @@ from pulsartasks.serializers import type_hints
 from pulsartasks.shared import SharedTask
 from pulsartasks.signals import Signals
 from pulsartasks.signature import Signature
-from pulsartasks.task import BatchDecorator, BatchTask, BindingDecorator, Decorator, Task
+from pulsartasks.task import BatchDecorator, BatchTask, BindingDecorator, Decorator, Task, options_of
 from pulsartasks.topic import Topic
 from pulsartasks.topics import DEFAULT_NAMESPACE, check_namespace, qualify, short_name
 from pulsartasks.unique import UniqueKeys
@@ -82,6 +83,7 @@ class PulsarTasks:
             `pulsartasks.results.sqlalchemy.SQLAlchemyResults`.
         result_expires: seconds that results are kept; default: a day.
         middleware: goes around every publish and every attempt, the first one outermost.
+        task_cls: the class of its tasks that have no ``base=`` of their own.
         claim_check: a `ClaimCheck`: what is large travels through its blob store; without one it is refused.
 
     Raises:
@@ -98,6 +100,7 @@ class PulsarTasks:
         result_expires: float = 86_400.0,
         middleware: Sequence[Middleware] = (),
         claim_check: Claims | None = None,
+        task_cls: type[Task[..., Any, Any]] | None = None,
     ) -> None:
         qualify(name, app=name)  # refuses what could not begin a topic's name
         self.name = name
@@ -111,6 +114,7 @@ class PulsarTasks:
         if not isinstance(results, str) and not hasattr(results, "open"):
             raise ConfigurationError(f"app {name!r}: results= is a URL or what has open(place), not {results!r}")
         self.result_backend = results
+        self._task_class = task_cls
         self._broker_url = broker
         self._namespace = namespace
         self._tasks: dict[str, Task[..., Any]] = {}
@@ -347,7 +351,7 @@ class PulsarTasks:
         task = self._tasks.get(name) or self._elsewhere.get((name, topic, subscription))
         if task is None:
             known = TaskOptions.parse({"name": name, "topic": topic, "subscription": subscription}, task=name)
-            task = self._elsewhere[name, topic, subscription] = Task(self, _anything, known, {})
+            task = self._elsewhere[name, topic, subscription] = Task.define(self, _anything, known, {})
         return task.signature(args, kwargs, immutable=immutable, **options)
 
     def send_task(
@@ -463,16 +467,18 @@ class PulsarTasks:
 
     def _add_task(self, function: Callable[..., Any], keywords: dict[str, Any]) -> Task[..., Any]:
         name = keywords.get("name") or function.__name__
-        return self._join(name, function, TaskOptions.parse(keywords, task=name))
+        options = TaskOptions.parse(options_of(keywords, self._task_class), task=name)
+        return self._join(name, function, options)
 
     def _join(self, name: str, function: Callable[..., Any], options: TaskOptions) -> Task[..., Any]:
         if name in self._tasks:
             raise ConfigurationError(f"task {name!r} is defined twice; give one of them another name=")
-        kind: type[Task[..., Any, Any]] = Task if options.batch is None else BatchTask
-        task = kind(self, function, options, self._resources)
+        kind: type[Task[..., Any, Any]] = options.base or (Task if options.batch is None else BatchTask)
+        task = kind.define(self, function, options, self._resources)
         for other in self._tasks.values():
             _check_neighbours(task, other)
         self._tasks[name] = task
+        connect_handlers(task, self.signals)
         return task
 
     def _send(self, publications: Sequence[Publication]) -> list[str | PulsarTasksError]:

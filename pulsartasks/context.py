@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import structlog
 
@@ -28,7 +28,7 @@ from pulsartasks.retry import RetryPolicy
 class TaskContext:
     """The first argument of a task with ``bind=True``."""
 
-    __slots__ = ("_acknowledgement", "_policy", "_report", "request", "retrying")
+    __slots__ = ("_acknowledgement", "_policy", "_report", "request", "retrying", "task")
 
     def __init__(
         self,
@@ -36,13 +36,23 @@ class TaskContext:
         policy: RetryPolicy,
         acknowledgement: Acknowledgement | None = None,
         report: Callable[[Request, Progress | CustomState], None] | None = None,
+        task: object = None,
     ) -> None:
         self.request = request
         self._policy = policy
         self._acknowledgement = acknowledgement
         self._report = report
+        self.task = task
+        """The `Task`, whose attributes are found here too; those of a ``base=`` class are kept there."""
         self.retrying: Retry | None = None
         """What the attempt ends as, whatever it returns: ``retry(throw=False)`` was called."""
+
+    if not TYPE_CHECKING:  # for which each attribute would be there
+
+        def __getattr__(self, name: str) -> Any:
+            if name in TaskContext.__slots__ or not hasattr(self.task, name):
+                raise AttributeError(f"neither TaskContext nor {self.task!r} has an attribute {name!r}")
+            return getattr(self.task, name)
 
     @property
     def id(self) -> str:
@@ -144,8 +154,8 @@ class TaskContext:
             throw: False: the function goes on, and what it returns is nobody's; the next attempt begins after its end.
 
         Raises:
-            Retry: always, while one is left and without ``throw=False``. Write ``raise self.retry(...)`` so that readers and type checkers see
-                the end.
+            Retry: always, while one is left and without ``throw=False``. Write ``raise self.retry(...)`` so that
+                readers and type checkers see the end.
             ValueError: `countdown` is no number of seconds.
             MaxRetriesExceededError: none is left and `exc` was not given.
         """

@@ -31,6 +31,7 @@ class TaskKeywords(TypedDict, total=False):
     """The keywords of ``@app.task`` for type checkers; `TaskOptions` documents them."""
 
     name: str | None
+    base: type[Any] | None
     topic: Any
     subscription: str | None
     mode: Mode
@@ -84,6 +85,8 @@ class TaskOptions:
 
     name: str | None = None
     """What the task is called on the wire; default: the function's name."""
+    base: type[Any] | None = None
+    """The class of the task, which inherits from `Task`; default: that of the app."""
     bind: bool = False
     """Give the function its `TaskContext` as the first argument."""
     topic: Any = None

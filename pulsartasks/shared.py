@@ -12,7 +12,7 @@ from pulsartasks.batch import Batch
 from pulsartasks.errors import ConfigurationError
 from pulsartasks.options import TaskKeywords, TaskOptions
 from pulsartasks.signature import CallOptions
-from pulsartasks.task import BatchDecorator, BindingDecorator, Decorator, Task, TaskTopics
+from pulsartasks.task import BatchDecorator, BindingDecorator, Decorator, Task, TaskTopics, options_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,7 +87,7 @@ def shared_task(function: Callable[..., Any] | None = None, /, **options: Any) -
 
 def _shared(function: Callable[..., Any], keywords: dict[str, Any]) -> SharedTask[..., Any, Any]:
     name = keywords.get("name") or function.__name__
-    options = TaskOptions.parse(keywords, task=name)
+    options = TaskOptions.parse(options_of(keywords, None), task=name)
     if not isinstance(options.topic, (str, type(None))):
         raise ConfigurationError(
             f"task {name!r}: {options.topic!r} is an app's; give a library's task a name for topic="

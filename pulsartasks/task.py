@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, Concatenate, Final, Generic, Protocol, overload
 
 import msgspec
-from typing_extensions import ParamSpec, TypeVar, Unpack
+from typing_extensions import ParamSpec, Self, TypeVar, Unpack
 
 from pulsartasks.batch import hints_of_each
 from pulsartasks.brokers.base import confirmed
@@ -29,6 +29,7 @@ from pulsartasks.errors import (
     InvalidArgumentsError,
     PulsarTasksError,
 )
+from pulsartasks.handlers import Handlers, overridden
 from pulsartasks.message import (
     ETA,
     EXPIRES,
@@ -134,13 +135,27 @@ INJECTED: Final[Any] = Injected()
 """The default of a parameter that is a resource, so that type checkers know that callers leave it out."""
 
 
-class Task(Generic[P, R, C]):
-    """A function that can be called here, or through its topic; made by ``@app.task``."""
+class Task(Handlers, Generic[P, R, C]):
+    """A function that can be called here, or through its topic; made by ``@app.task``.
+
+    A class of one's own (``base=``) has the options of its tasks as attributes, handlers, and whatever else they share:
+    there is one instance for each task in a process, made without arguments, and its functions with ``bind=True`` find
+    it behind their `TaskContext`.
+    """
 
     OperationalError = BrokerError
     """What a call raises when the broker does not take it, under Celery's name."""
 
-    def __init__(
+    @classmethod
+    def define(
+        cls, host: TaskHost, function: Callable[..., Any], options: TaskOptions, resources: Mapping[type, object]
+    ) -> Self:
+        """The task that `function` is; called by ``@app.task``."""
+        task = cls()
+        task._define(host, function, options, resources)
+        return task
+
+    def _define(
         self, host: TaskHost, function: Callable[..., Any], options: TaskOptions, resources: Mapping[type, object]
     ) -> None:
         functools.update_wrapper(self, function)
@@ -160,6 +175,7 @@ class Task(Generic[P, R, C]):
         self.is_async = inspect.iscoroutinefunction(function)
         self._host = host
         self.call_options = DEFAULTS
+        self.starting = overridden(self, "before_start")
         self._check_annotations()
 
     @cached_property
@@ -182,7 +198,7 @@ class Task(Generic[P, R, C]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Run the function here and now, without any broker."""
-        context = [TaskContext(Request(task=self.name), self.retry_policy)] if self.options.bind else []
+        context = [TaskContext(Request(task=self.name), self.retry_policy, task=self)] if self.options.bind else []
         return self.function(*context, *args, **kwargs)  # type: ignore[no-any-return]
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
@@ -309,7 +325,7 @@ class Task(Generic[P, R, C]):
         other.codec = EachCodec(self.codec)
         other.result_codec = PayloadCodec(list[type_hints(self.function).get("return", Any)])  # type: ignore[misc]
         other.options = replace(self.options, key=None, unique_key=None)
-        other.event_topic = None
+        other.event_topic = other.starting = None
         return other
 
     def compose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Publication:
@@ -509,6 +525,27 @@ class Task(Generic[P, R, C]):
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
+
+
+def options_of(keywords: Mapping[str, Any], default: type[Task[..., Any, Any]] | None) -> dict[str, Any]:
+    """The options in `keywords`, and those that the class which is their ``base``, else `default`, has as attributes.
+
+    Raises:
+        ConfigurationError: that is no class of tasks.
+    """
+    batch = keywords.get("batch") is not None
+    base = keywords.get("base") or (None if batch else default)
+    if base is None:
+        return dict(keywords)
+    if batch or not (isinstance(base, type) and issubclass(base, Task)):
+        raise ConfigurationError(f"base={base!r}: give a class that inherits from Task, and no batch")
+    inherited = {
+        name: value
+        for kind in reversed(base.__mro__[: base.__mro__.index(Task)])
+        for name, value in vars(kind).items()
+        if name in TaskOptions.__dataclass_fields__
+    }
+    return {**inherited, **keywords, "base": base}
 
 
 def _for_each(function: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:

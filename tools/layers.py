@@ -34,6 +34,7 @@ SHARED_BY_ADAPTERS = {"results.forgotten", "results.inbox"}
 FACE = (
     "plugins",
     "signals",
+    "handlers",
     "claims",
     "revocation",
     "publishing",

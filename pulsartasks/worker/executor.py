@@ -244,10 +244,10 @@ class Executor:
         acknowledgement = context = None
         if task.options.bind:
             acknowledgement = Acknowledgement(_delivery.get().acknowledge) if task.options.ack == "manual" else None
-            context = TaskContext(request, policy, acknowledgement, self._states.said)
+            context = TaskContext(request, policy, acknowledgement, self._states.said, task)
             args = [context, *args]
-        self._begin(task, request)
         try:
+            self._begin(task, request)
             value = self._interruptibly(task, request.id, args, kwargs)
             if context is not None and context.retrying is not None:
                 raise context.retrying
@@ -265,7 +265,9 @@ class Executor:
                 acknowledgement.end()
 
     def _begin(self, task: Task[..., Any], request: Request) -> None:
-        """Tell the caller that the task begins, or have it told what the task will tell."""
+        """Tell the caller that the task begins, or have it told what the task will tell; and the task's class."""
+        if task.starting is not None:
+            task.starting(request.id, request.args, request.kwargs)
         if task.ignores_result(request.headers) or request.headers.get(message.TASK_ID) != request.id:
             return
         if task.options.track_started:

@@ -348,7 +348,7 @@ def test_state_that_could_not_be_told_is_refused(state: str, meta: object, app: 
     def tell(self: TaskContext) -> None:
         self.update_state(state=state, meta=meta)
 
-    with pytest.raises((ValueError, TypeError), match="state|meta"):
+    with pytest.raises((ValueError, TypeError), match=r"state|meta"):
         tell()
 
 

@@ -31,7 +31,7 @@ def functions_of(module: str) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
 
 
-@pytest.mark.parametrize("page", [*PAGES, "routing"])
+@pytest.mark.parametrize("page", [*PAGES, "classes", "routing"])
 def test_what_is_the_same_names_a_test_that_there_is_and_what_is_not_says_why(page: str) -> None:
     for what, here, why in rows(page):
         named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", why)
