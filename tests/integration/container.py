@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -98,11 +98,14 @@ def memory_limit(size: int) -> Iterator[Path]:
     Raises:
         OSError: groups cannot be made here.
     """
-    first = (CONTROL_GROUPS / "cgroup.controllers").exists()
-    group = (CONTROL_GROUPS if first else CONTROL_GROUPS / "memory") / f"pulsartasks-test-{uuid4().hex}"
+    unified = (CONTROL_GROUPS / "cgroup.controllers").exists()
+    group = (CONTROL_GROUPS if unified else CONTROL_GROUPS / "memory") / f"pulsartasks-test-{uuid4().hex}"
     group.mkdir()
     try:
-        (group / ("memory.max" if first else "memory.limit_in_bytes")).write_text(str(size))
+        (group / ("memory.max" if unified else "memory.limit_in_bytes")).write_text(str(size))
+        swap, limit = ("memory.swap.max", 0) if unified else ("memory.memsw.limit_in_bytes", size)
+        with suppress(OSError):  # nothing is swapped out here
+            (group / swap).write_text(str(limit))
         yield group
     finally:
         wait_until(lambda: not (group / "cgroup.procs").read_text(), "the group has members")

@@ -32,12 +32,21 @@ def start_container(environment: dict[str, str]) -> Iterator[StartContainer]:
     with ExitStack() as stack:
 
         def start(*arguments: str, memory: int | None = None, **options: Any) -> Container:
-            group = None if memory is None else stack.enter_context(memory_limit(memory))
+            group = None if memory is None else _limited(stack, memory)
             container = Container(*arguments, env=environment, memory=group, **options)
             stack.callback(container.clean_up)
             return container
 
         yield start
+
+
+def _limited(stack: ExitStack, memory: int) -> Path:
+    try:
+        return stack.enter_context(memory_limit(memory))
+    except OSError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"control groups cannot be made: {error}")
 
 
 def test_what_tasks_leave_behind_is_buried(acting: PulsarTasks, start_container: StartContainer) -> None:
@@ -98,7 +107,7 @@ def test_container_that_is_killed_again_and_again_gives_the_task_up(
 def test_memory_limit_of_the_container_costs_a_child_and_never_process_one(
     acting: PulsarTasks, start_container: StartContainer, record: Record
 ) -> None:
-    container = start_container("-Q", "shared", "-c", "2", memory=400 * MEGABYTE).wait_until_ready()
+    container = start_container("-Q", "shared", "-c", "2", memory=200 * MEGABYTE).wait_until_ready()
     greedy = acting.tasks["shared"].delay("greedy", "eat")
     neighbour = acting.tasks["shared"].delay("neighbour", seconds=0.05)
 
