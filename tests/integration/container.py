@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,6 +80,14 @@ class Container(WorkerProcess):
     def processes(self) -> dict[int, str]:
         """The state of each process in it ("Z": dead and not buried), by its number inside."""
         return dict(_inside(Path(f"/proc/{self.process_one}/ns/pid").readlink()))
+
+
+def can_contain() -> bool:
+    """Whether this machine lets us make namespaces, which is Linux's and mostly root's to allow."""
+    try:
+        return subprocess.run([*UNSHARE, "true"], check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 def _inside(table: Path) -> Iterator[tuple[int, str]]:
