@@ -16,6 +16,7 @@ from pulsartasks.errors import (
     ResultTimeoutError,
     UnreadableMessageError,
 )
+from pulsartasks.graph import DependencyGraph
 from pulsartasks.publishing import Block
 from pulsartasks.results.base import LOOK_AGAIN, Progress, Result, ResultStore, newer
 from pulsartasks.serializers import PayloadCodec
@@ -223,6 +224,16 @@ class AsyncResult(Generic[R_co]):
         """
         yield from _collect([self], intermediate=intermediate)
 
+    @property
+    def graph(self) -> DependencyGraph:
+        """What follows it, as far as it was sent from here: ``print(call.graph)``, ``call.graph.to_dot(file)``."""
+        return DependencyGraph(self)
+
+    @property
+    def label(self) -> str:
+        """What it is called in a graph."""
+        return self.id
+
     def revoke(self, *, terminate: bool = False) -> None:
         """Have the task not run; see `PulsarTasks.revoke`."""
         self._revoke(terminate=terminate)
@@ -398,6 +409,11 @@ class GroupResult(Generic[R_co]):
     def children(self) -> Sequence[AsyncResult[R_co]]:
         """Its calls, under Celery's name."""
         return self.results
+
+    @property
+    def label(self) -> str:
+        """What it is called in a graph."""
+        return repr(self)
 
     def __iter__(self) -> Iterator[AsyncResult[R_co]]:
         return iter(self.results)

@@ -39,6 +39,7 @@ FACE = (
     "revocation",
     "publishing",
     "unique",
+    "graph",
     "result",
     "canvas",
     "signature",

@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from io import StringIO
 from itertools import pairwise
 from typing import Any
 
@@ -426,6 +427,29 @@ def test_exception_of_the_task_is_raised_when_no_retry_is_left_and_without_one_i
     with pytest.raises(MaxRetriesExceededError):
         without.delay().get(PATIENCE)
     assert more.delay().get(PATIENCE) == 2
+
+
+def test_graph_of_a_call_has_what_follows_it_and_can_be_drawn(app: PulsarTasks) -> None:
+    proj = Proj(app)
+    res = chain(proj.add.s(4, 4), proj.mul.s(8), proj.mul.s(10))()
+    assert isinstance(res.parent, AsyncResult)
+    assert isinstance(res.parent.parent, AsyncResult)
+    first, second, third = res.parent.parent.id, res.parent.id, res.id
+
+    graph = res.parent.parent.graph
+    assert repr(graph).splitlines() == [
+        f"{second}(1)",
+        f"    {third}(0)",
+        f"{first}(2)",
+        f"    {second}(1)",
+        f"        {third}(0)",
+    ]
+    graph.to_dot(drawn := StringIO())
+    lines = ["digraph {", f'    "{second}" -> "{third}";', f'    "{first}" -> "{second}";', "}"]
+    assert drawn.getvalue().splitlines() == lines
+
+    parts = proj.add.apply_async((2, 2), link=group(proj.add.s(1), proj.add.s(2)))
+    assert repr(parts.graph).count("<GroupResult of 2>(2)") == 2
 
 
 def test_retry_that_is_not_thrown_lets_the_function_go_on_and_begins_after_its_end(
