@@ -190,11 +190,9 @@ class SecurePulsarServer(PulsarServer):
         for role, actions in _PERMISSIONS.items():
             self.admin("POST", f"namespaces/{NAMESPACE}/permissions/{role}", actions)
 
-    def start_proxy(self, name: str) -> PulsarProxy:
-        """Starts a proxy before it, for clients that know it by the host name `name`."""
-        proxy = PulsarProxy(self._distribution, self._folder / f"proxy-{uuid4().hex}", self, name)
-        proxy.start()
-        return proxy
+    def proxy(self, host: str) -> PulsarProxy:
+        """A proxy before it, for clients that know it by the name `host`, which has to be started."""
+        return PulsarProxy(self._distribution, self._folder / f"proxy-{uuid4().hex}", self, host)
 
     def client_settings(self, role: str) -> Mapping[str, str]:
         """How a broker or a proxy is a client of this one itself."""

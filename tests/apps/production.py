@@ -12,6 +12,7 @@ import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +65,7 @@ class Production:
         self._tokens = {role: SecretVolume(folder / "tokens" / role) for role in (*ROLES, ADMINISTRATOR)}
         (self._port,) = free_ports(1)
         self.url = f"http://{LOOPBACK}:{self._port}"
-        self.proxy = pulsar.start_proxy(HOST)
+        self.proxy = pulsar.proxy(HOST)
         self._settings = {
             "PULSARTASKS_BROKER": self.proxy.service_url,
             "PULSARTASKS_ADMIN_URL": self.proxy.admin_url,
@@ -81,6 +82,18 @@ class Production:
         """Does what a rollout does, in its order, and returns when every part is ready."""
         for role in self._tokens:
             self.write_token(role)
+        with ThreadPoolExecutor() as pool:
+            for step in [pool.submit(step) for step in (self.proxy.start, self._prepare)]:
+                step.result()
+        programs = {program.name: program for program in self._programs()}
+        for name, program in programs.items():
+            command = [sys.executable, "-m", *program.module]
+            self._processes[name] = Process(command, env=self.environment(program.role), log=self._log(name))
+        for name, process in self._processes.items():
+            process.wait_until_ready(partial(self._has_said, name, programs[name].ready), name, START)
+
+    def _prepare(self) -> None:
+        """Tenant, tables and topics, which need no proxy, so that nobody waits for it."""
         tenant = {"adminRoles": [ADMINISTRATOR], "allowedClusters": ["standalone"]}
         self._pulsar.admin("PUT", f"tenants/{TENANT}", tenant)
         self._pulsar.admin("PUT", f"namespaces/{NAMESPACE}")
@@ -89,18 +102,12 @@ class Production:
         migrate(self._database)
         for name, grants in GRANTS.items():
             self._apply_topics(name, *(f"--role={grant}" for grant in grants))
-        programs = {program.name: program for program in self._programs()}
-        for name, program in programs.items():
-            command = [sys.executable, "-m", *program.module]
-            self._processes[name] = Process(command, env=self.environment(program.role), log=self._log(name))
-        for name, process in self._processes.items():
-            process.wait_until_ready(partial(self._has_said, name, programs[name].ready), name, START)
 
     def stop(self) -> None:
         """Ends all of it."""
-        for process in self._processes.values():
-            process.stop()
-        self.proxy.stop()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Process.stop, self._processes.values()))
+        self.proxy.stop(kill=True)
         self._database.close()
 
     def environment(self, role: str) -> dict[str, str]:
@@ -109,11 +116,6 @@ class Production:
 
     def token_file(self, role: str) -> Path:
         return self._tokens[role].path("TOKEN")
-
-    @property
-    def roles(self) -> Collection[str]:
-        """All that have a token."""
-        return self._tokens
 
     def write_token(self, role: str, *, valid_for: float | None = None) -> None:
         """Replaces a role's token under its running processes, as External Secrets and the kubelet do."""
@@ -149,7 +151,8 @@ class Production:
 
     def _apply_topics(self, name: str, *options: str) -> None:
         command = [sys.executable, "-m", "pulsartasks", "topics", "apply", "-A", f"apps.{name}.tasks:app", *options]
-        env = {**os.environ, **self.environment(ADMINISTRATOR)}
+        there = {"PULSARTASKS_BROKER": self._pulsar.service_url, "PULSARTASKS_ADMIN_URL": self._pulsar.admin_url}
+        env = {**os.environ, **self.environment(ADMINISTRATOR), **there}
         done = subprocess.run(command, cwd=CHECKOUT, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
