@@ -4,7 +4,7 @@ ARGS ?=
 STAGE ?= beta
 SOURCES = pulsartasks apps benchmarks examples tools tests setup.py
 
-.PHONY: help run reset test test-pulsar test-tls faults pulsar check format guarantees bench bench-large tokens lock
+.PHONY: help run reset test test-pulsar test-tls faults pulsar check format guarantees bench bench-large deploy-infra deploy-apps tokens lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +49,12 @@ bench: ## what it costs on this machine, beside the bare client and other framew
 
 bench-large: ## how fast a backlog of a million is worked off, beside one of ten thousand
 	@exec $(PYTHON) -m tools python -m benchmarks --large $(ARGS)
+
+deploy-infra: ## bring the AWS stacks of a stage to what cdk/ says [STAGE=beta|prod] [DRY_RUN=1]
+	@exec $(PYTHON) -m tools deploy infra --stage $(STAGE) $(if $(DRY_RUN),--dry-run) $(ARGS)
+
+deploy-apps: ## images, workers, web and relay of this commit [STAGE=beta|prod] [TAG=commit] [DRY_RUN=1]
+	@exec $(PYTHON) -m tools deploy apps --stage $(STAGE) $(if $(TAG),--tag $(TAG)) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 tokens: ## the keys and tokens of a stage in AWS Secrets Manager: make what is missing [STAGE=beta|prod] [ARGS=--new-tokens]
 	@exec $(PYTHON) -m tools tokens --stage $(STAGE) $(ARGS)

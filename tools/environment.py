@@ -23,6 +23,7 @@ CHECKOUT = Path(__file__).parent.parent
 LOCKS = CHECKOUT / "requirements"
 VENV = CHECKOUT / ".venv"
 PYTHON = VENV / "bin" / "python"
+CDK_LOCK = CHECKOUT / "cdk" / "requirements.txt"
 STAMP = VENV / "pulsartasks.json"
 PROFILES = ("run-faster", "run", "dev")
 GPU_LIBRARIES = "3.1 GB"
@@ -60,6 +61,11 @@ def bootstrap_python() -> Path:
 def peers() -> Path:
     """The `bin` of an environment with what the benchmarks compare with."""
     return _apart("peers", LOCKS / "bench.txt", "the peers of the benchmarks") / "bin"
+
+
+def cdk() -> Path:
+    """The Python of an environment with AWS CDK, which is as the reader of `cdk/` would make it."""
+    return _apart("cdk", CDK_LOCK, "AWS CDK") / "bin" / "python"
 
 
 def deployment() -> Path:
