@@ -32,7 +32,7 @@ MANIFESTS = environment.CHECKOUT / "k8s"
 CDK_PROGRAM = ("npx", "--yes", "aws-cdk@2.1148.1")
 """The command line of CDK; version 3 cannot read what the library of version 2 writes."""
 IMAGES = ("web", "worker", "transcribe", "images", "beat")
-INFRA = ("network", "data", "private-ca", "cluster")
+INFRA = ("alarms", "network", "data", "private-ca", "cluster")
 """The stacks of a stage without those that need an image, in their order; the tokens come before the cluster."""
 APPS = ("web", "observability")
 PARTS = ("images", "pulsar", "workers", "web")

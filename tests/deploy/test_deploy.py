@@ -53,7 +53,7 @@ def test_infra_shows_its_steps_and_does_none(capfd: pytest.CaptureFixture[str]) 
     )
 
     commands = _commands(capfd.readouterr().out)
-    before = "babblebox-registry babblebox-beta-network babblebox-beta-data babblebox-beta-private-ca"
+    before = "babblebox-registry " + " ".join(f"babblebox-beta-{name}" for name in ("alarms", "network", "data", "private-ca"))
     parameter = "--parameters babblebox-beta-network:DomainName=chat.example.org"
     assert commands == [
         "aws sts get-caller-identity",
@@ -184,7 +184,7 @@ def test_outputs_that_cannot_be_read_are_told(tmp_path: Path, capfd: pytest.Capt
 def test_parameter_of_no_stack_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     told = _refused(capfd, "infra", "--stage", "beta", "--dry-run", "--parameter", "net:DomainName=x")
 
-    assert "write STACK:NAME=VALUE with a stack among network, data" in told
+    assert "write STACK:NAME=VALUE with a stack among alarms, network, data" in told
 
 
 def test_missing_program_is_named_and_nothing_is_done(
