@@ -55,6 +55,7 @@ PROMISES = {
     "schedule": ["clocks go forward: 2027-03-28 01:00:00+00:00", "the first copy stops", "one for each second: True"],
     "signals": ["fetch(3,) is given up: page 3 does not answer", "attempts: 1 FAILURE, 2 RETRY, 2 SUCCESS"],
     "tail": ["tea now costs 4", "tea now costs 6", "the loop has ended: True"],
+    "task_class": ["product is tried again: the database is away", "product(6, 7): SUCCESS, 42", "result: 42"],
     "testing": ["passed"],
     "unique": ["clicked 5 times: 1 handle", "drawn once: [[]'May']", "clicked again: another handle"],
     "worker_killed": ["begun by 2 processes, finished by the last one: True"],
