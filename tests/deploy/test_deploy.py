@@ -53,7 +53,9 @@ def test_infra_shows_its_steps_and_does_none(capfd: pytest.CaptureFixture[str]) 
     )
 
     commands = _commands(capfd.readouterr().out)
-    before = "babblebox-registry " + " ".join(f"babblebox-beta-{name}" for name in ("alarms", "network", "data", "private-ca"))
+    before = "babblebox-registry " + " ".join(
+        f"babblebox-beta-{name}" for name in ("alarms", "network", "data", "private-ca")
+    )
     parameter = "--parameters babblebox-beta-network:DomainName=chat.example.org"
     assert commands == [
         "aws sts get-caller-identity",
