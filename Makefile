@@ -4,10 +4,10 @@ ARGS ?=
 STAGE ?= beta
 SOURCES = pulsartasks apps benchmarks examples tools tests setup.py
 
-.PHONY: help run reset test test-pulsar test-tls faults pulsar check format guarantees bench bench-large deploy-infra deploy-apps tokens lock
+.PHONY: help run reset test test-pulsar test-tls k8s-server-check faults pulsar check format guarantees bench bench-large deploy-infra deploy-apps tokens lock
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 run: ## BabbleBox at http://127.0.0.1:8000 [ENGINE=openai|faster] [WHISPER_MODEL=name|path] [PORT=8000]
 	@exec $(PYTHON) -m tools run --engine=$(ENGINE)
@@ -23,6 +23,9 @@ test-pulsar: ## only what needs the Pulsar server
 
 test-tls: ## the conformance suite on a Pulsar with TLS, tokens and permissions
 	@PULSARTASKS_TEST_TLS=1 exec $(PYTHON) -m tools test tests/conformance tests/integration/test_secure.py -m tls $(ARGS)
+
+k8s-server-check: ## what a real Kubernetes API server, built for it, says to k8s/ [PULSAR_CHART_DIR=folder]
+	@exec nice $(PYTHON) -m tools python -m tests.deploy.server_check
 
 faults: ## kill, cut and fill up what 20,000 tasks need, and count what that cost [ARGS="--broker local"]
 	@exec $(PYTHON) -m tools python -m tests.faults $(ARGS)

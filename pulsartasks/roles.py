@@ -29,6 +29,7 @@ DUTIES: Mapping[str, Mapping[str, frozenset[str]]] = {
         **dict.fromkeys((catalog.RESULTS_FORGOTTEN, catalog.UNIQUE_CLAIMS), _BOTH),
     },
     "tail": {catalog.EVENTS: _CONSUME},
+    "watch": dict.fromkeys((catalog.CALLS, catalog.EVENTS), _CONSUME),
     "work": dict.fromkeys(_EVERYTHING, _BOTH),
     "beat": {
         **dict.fromkeys((catalog.CALLS, catalog.EVENTS, catalog.CHORD_PARTS), _PRODUCE),
@@ -36,7 +37,8 @@ DUTIES: Mapping[str, Mapping[str, frozenset[str]]] = {
     },
 }
 """What each duty does with the kinds of topics. ``call``: call tasks, wait for results, revoke, publish events;
-``tail``: follow events; ``work``: be a worker, call, and see to dead letters; ``beat``: be ``pulsartasks beat``."""
+``tail``: follow events; ``watch``: see how long backlogs are, which Pulsar shows to who may consume; ``work``: be a
+worker, call, and see to dead letters; ``beat``: be ``pulsartasks beat``."""
 
 
 @dataclass(frozen=True, slots=True)

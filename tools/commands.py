@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from tools import downloads, environment, locks, packages
+from tools import downloads, environment, kubernetes, locks, packages
 from tools.terminal import SetupError, say
 
 TEST_PROCESSES = 2
@@ -22,7 +22,13 @@ DOWNLOADS: dict[str, Callable[[], Path]] = {
     "speech": downloads.speech,
     "whisper-faster": lambda: downloads.whisper_weights("faster"),
     "whisper-openai": lambda: downloads.whisper_weights("openai"),
+    "kubeconform": kubernetes.kubeconform,
+    "kustomize": kubernetes.kustomize,
+    "promtool": kubernetes.promtool,
+    "schemas": kubernetes.schemas,
 }
+NEED_ENVIRONMENT = ("whisper-openai", "schemas")
+"""Made by the environment's Python, so after it."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -96,12 +102,13 @@ def _set_up_tests() -> None:
     """All at once: while one waits for the network another builds. The first error is told, the rest still end."""
     packages.install_for_tests()
     environment.bootstrap_python()  # the others need it
-    independent: list[Callable[[], object]] = [DOWNLOADS[name] for name in DOWNLOADS if name != "whisper-openai"]
+    independent: list[Callable[[], object]] = [DOWNLOADS[name] for name in DOWNLOADS if name not in NEED_ENVIRONMENT]
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(step) for step in (lambda: environment.ensure("dev"), *independent)]
     for step in running:
         step.result()
-    downloads.whisper_weights("openai")  # converted by torch, so after the environment
+    for name in NEED_ENVIRONMENT:
+        DOWNLOADS[name]()
 
 
 def _become_python(arguments: Sequence[str]) -> None:

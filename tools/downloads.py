@@ -5,13 +5,12 @@ Registries are asked through their own clients (pip, Maven, Go), so that a mirro
 
 from __future__ import annotations
 
-import os
 import shutil
 import tarfile
 import zipfile
 from pathlib import Path
 
-from tools import environment
+from tools import environment, go
 from tools.cache import ATTEMPTS, cache_folder, check_sha256, locked, make_whole, run
 from tools.terminal import SetupError, say
 
@@ -64,25 +63,12 @@ def _maven(goal: str, *options: str | Path) -> None:
 
 def versitygw() -> Path:
     """The program of the S3 server that the tests use."""
-    return _go_program("versitygw", VERSITYGW, "the S3 server versitygw (two to four minutes)")
+    return go.program(VERSITYGW, takes="two to four minutes")
 
 
 def compose_spec() -> Path:
     """The program that reads a Compose file as Docker does, and prints what it comes to."""
-    return _go_program("compose-spec", COMPOSE_SPEC, "compose-spec (half a minute)")
-
-
-def _go_program(name: str, package: str, what: str) -> Path:
-    """A program that Go builds, and whose sources it verifies."""
-
-    def build(target: Path) -> None:
-        say(f"Building {what} ...")
-        env = {**os.environ, "GOBIN": str(target.parent), "CGO_ENABLED": "0"}
-        run(["go", "install", "-ldflags=-s -w", package], env=env, attempts=ATTEMPTS)
-        path, _, _ = package.partition("@")
-        (target.parent / path.rpartition("/")[2]).rename(target)
-
-    return make_whole(f"bin/{name}-{package.rpartition('@')[2]}", build)
+    return go.program(COMPOSE_SPEC, takes="half a minute", name="compose-spec")
 
 
 def whisper_weights(engine: str) -> Path:

@@ -1,25 +1,91 @@
 """Programs and schemas by which the manifests in `k8s/` are checked, each of a pinned version and kept in the cache.
 
-Nothing here talks to a cluster, and nothing is downloaded from where the projects put binaries: Go builds them, and
-verifies what it builds them from.
+Nothing here talks to a cluster.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
-import subprocess
+import shutil
 from pathlib import Path
 
-from tools.cache import ATTEMPTS, make_whole, run
+from tools import environment, go, packages
+from tools.cache import make_whole, run
 from tools.terminal import say
 
 KUBERNETES = "1.35.4"
-"""Of the cluster, as cdk/ asks for it: the schemas are of its minor version, the API server is this one."""
+"""Of the cluster, as cdk/ asks for it: what has schemas and API server here."""
 LIBRARIES = KUBERNETES.replace("1.", "v0.", 1)
 """The version of the modules that Kubernetes publishes beside itself, k8s.io/api and the like."""
 SERVER_PROGRAMS = ("kube-apiserver", "kubectl")
+
+KUBECONFORM = "github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0"
+KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5@v5.8.1"
+HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
+
+CUSTOM_RESOURCES = {
+    "github.com/cert-manager/cert-manager@v1.21.2": "deploy/crds",
+    "github.com/cert-manager/aws-privateca-issuer@v1.11.0": "config/crd/bases",
+    "github.com/external-secrets/external-secrets@v1.3.2": "config/crds/bases",
+    "github.com/kedacore/keda/v2@v2.21.0": "config/crd/bases",
+    "github.com/prometheus-operator/prometheus-operator@v0.85.0": "example/prometheus-operator-crd",
+}
+"""Where the operators that the manifests need define their kinds, by module."""
+
+
+def kubeconform() -> Path:
+    """Compares manifests with schemas."""
+    return go.program(KUBECONFORM, takes="half a minute")
+
+
+def kustomize() -> Path:
+    """Renders overlays."""
+    return go.program(KUSTOMIZE, takes="a minute")
+
+
+def helm() -> Path:
+    """Renders charts; only wanted where there is one (PULSAR_CHART_DIR)."""
+    return go.program(HELM, takes="five minutes")
+
+
+def promtool() -> Path:
+    """Checks and tries alert rules."""
+    if found := shutil.which("promtool"):
+        return Path(found)
+    return packages.unpacked("prometheus", why="promtool, for the tests of the alert rules,") / "usr/bin/promtool"
+
+
+def etcd() -> Path:
+    """What the API server stores in."""
+    if found := shutil.which("etcd"):
+        return Path(found)
+    return packages.unpacked("etcd-server", why="etcd, for the API server,") / "usr/bin/etcd"
+
+
+def custom_resources() -> list[Path]:
+    """The files that define the kinds of the operators."""
+    folders = (go.sources(module) / folder for module, folder in CUSTOM_RESOURCES.items())
+    return sorted(path for folder in folders for path in folder.glob("*_*.yaml"))
+
+
+def schemas() -> Path:
+    """A folder with a strict JSON schema for each kind; needs the environment, which has a parser of YAML."""
+    return make_whole(f"kubernetes/schemas-{_digest()}", _make_schemas)
+
+
+def _digest() -> str:
+    """Another one when the versions, or the way the schemas are made, change."""
+    made_by = (environment.CHECKOUT / "tests" / "deploy" / "schemas.py").read_bytes()
+    return hashlib.sha256(made_by + repr((KUBERNETES, CUSTOM_RESOURCES)).encode()).hexdigest()[:16]
+
+
+def _make_schemas(target: Path) -> None:
+    say(f"Making the schemas of Kubernetes {KUBERNETES} and of what else the manifests need ...")
+    swagger = go.sources(f"k8s.io/kubernetes@v{KUBERNETES}") / "api/openapi-spec/swagger.json"
+    command: list[str | Path] = [environment.PYTHON, "-m", "tests.deploy.schemas", target, swagger, *custom_resources()]
+    run(command, cwd=environment.CHECKOUT)
 
 
 def api_server() -> Path:
@@ -31,9 +97,9 @@ def _build_api_server(target: Path) -> None:
     say(f"Building kube-apiserver and kubectl {KUBERNETES} (ten minutes or more) ...")
     sources = target.parent / "sources"
     sources.mkdir()
-    kubernetes = go_module(f"k8s.io/kubernetes@v{KUBERNETES}")
-    (sources / "go.mod").write_text(_own_module((kubernetes / "go.mod").read_text()))
-    (sources / "go.sum").write_bytes((kubernetes / "go.sum").read_bytes())
+    published = go.sources(f"k8s.io/kubernetes@v{KUBERNETES}")
+    (sources / "go.mod").write_text(_own_module((published / "go.mod").read_text()))
+    (sources / "go.sum").write_bytes((published / "go.sum").read_bytes())
     target.mkdir()
     version = f"-s -w -X k8s.io/component-base/version.gitVersion=v{KUBERNETES}"
     env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod"}
@@ -54,15 +120,3 @@ def _own_module(published: str) -> str:
     renamed = re.sub(r"(?m)^module .*", "module pulsartasks/kubernetes", published)
     replaced = re.sub(r"(?m)^(\s+)(\S+) => \./staging/\S+", rf"\1\2 => \2 {LIBRARIES}", renamed)
     return f"{replaced}\nrequire k8s.io/kubernetes v{KUBERNETES}\n"
-
-
-def go_module(module: str) -> Path:
-    """The unpacked sources of ``path@version``, which Go has verified.
-
-    Raises:
-        SetupError: they could not be had.
-    """
-    run(["go", "mod", "download", module], cwd=Path("/"), attempts=ATTEMPTS)
-    command = ["go", "mod", "download", "-json", module]
-    told = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True)
-    return Path(json.loads(told.stdout)["Dir"])

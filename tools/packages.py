@@ -7,16 +7,18 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from tools.cache import ATTEMPTS, cache_folder, locked, run
+from tools.cache import ATTEMPTS, cache_folder, locked, make_whole, run
 from tools.terminal import SetupError, say
 
 BREW_NAMES: Mapping[str, str] = {
     "chromium": "--cask chromium",
+    "etcd-server": "etcd",
     "golang": "go",
     "maven": "maven",
     "openssl": "openssl",
     "openjdk-17-jre-headless": "openjdk@17",
     "postgresql": "postgresql@17",
+    "prometheus": "prometheus",
     "python3-venv": "python",
     "rabbitmq-server": "rabbitmq",
     "redis-server": "redis",
@@ -109,6 +111,26 @@ def install(package: str, *, why: str) -> None:
     with locked(cache_folder() / "locks" / "apt"):
         run(["apt-get", "update", "-q"], env=env, attempts=ATTEMPTS)
         run(["apt-get", "install", "-y", "-q", "--no-install-recommends", package], env=env, attempts=ATTEMPTS)
+
+
+def unpacked(package: str, *, why: str) -> Path:
+    """A folder in the cache with the files of a Debian package, which is not installed: no service of it is started.
+
+    Raises:
+        SetupError: this is not Debian, or not root; the message says how to install it.
+    """
+    return make_whole(f"debian/{package}", lambda target: _unpack(package, target, why))
+
+
+def _unpack(package: str, target: Path, why: str) -> None:
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise SetupError(f"{why[0].upper()}{why[1:]} is missing here: {_how_to_install(package)}")
+    say(f"Downloading {package} ...")
+    with locked(cache_folder() / "locks" / "apt"):
+        run(["apt-get", "update", "-q"], attempts=ATTEMPTS)
+        run(["apt-get", "download", "-q", package], cwd=target.parent, attempts=ATTEMPTS)
+    (archive,) = target.parent.glob("*.deb")
+    run(["dpkg-deb", "--extract", archive, target])
 
 
 def _how_to_install(package: str) -> str:

@@ -24,7 +24,7 @@ role_option = click.option(
     "roles",
     multiple=True,
     metavar="ROLE=DUTY,...",
-    help="Permissions for what this role's processes do: call, tail, work, beat. May be repeated.",
+    help="Permissions for what this role's processes do: call, tail, watch, work, beat. May be repeated.",
 )
 
 

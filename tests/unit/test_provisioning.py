@@ -195,13 +195,23 @@ def test_beat_may_move_what_is_due_and_keep_its_log(app: PulsarTasks) -> None:
     }
 
 
+def test_autoscaler_may_see_the_backlogs_of_what_is_due(app: PulsarTasks) -> None:
+    app.topic("placed", schema=Order, subscriptions=("mail",))
+
+    @app.task
+    def add(x: int) -> int:
+        return x
+
+    assert _allowed(app, "k", "k=watch") == {f"{PUBLIC}/shop.add": {"consume"}, f"{PUBLIC}/shop.placed": {"consume"}}
+
+
 def _allowed(app: PulsarTasks, role: str, *roles: str) -> Mapping[str, set[str]]:
     return {name: set(each.permissions[role]) for name, each in _of(app, *roles).items() if role in each.permissions}
 
 
 @pytest.mark.parametrize("text", ["web", "web=", "=call", "web=cook"])
 def test_role_that_cannot_be_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"write ROLE=DUTY,\.\.\. with duties among call, tail, work, beat"):
+    with pytest.raises(ConfigurationError, match=r"write ROLE=DUTY,\.\.\. with duties among call, tail, watch,"):
         Role.parse(text)
 
 

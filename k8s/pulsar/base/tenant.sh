@@ -15,13 +15,11 @@ namespaces create "$NAMESPACE" --clusters "$CLUSTER" || namespaces policies "$NA
 
 # The outbox publishes again what may have been confirmed when it was killed; the broker drops it.
 namespaces set-deduplication "$NAMESPACE" --enable
-# Events stay for a while after everybody has acknowledged them, so that a subscription can be set back.
+# By topic: events stay for a while after everybody has acknowledged them, so that a subscription can be set back.
 namespaces set-retention "$NAMESPACE" --time "$RETENTION_TIME" --size "$RETENTION_SIZE"
-# Nothing of what waits is dropped: publishers are told that there is no room, and wait.
+# By topic: nothing of what waits is dropped; publishers are told that there is no room, and wait.
 namespaces set-backlog-quota "$NAMESPACE" --limit "$BACKLOG_LIMIT" --policy producer_request_hold
 namespaces set-delayed-delivery "$NAMESPACE" --enable --time 1s
-# Schemas are registered by the Job `topics`; whoever publishes otherwise is refused.
-namespaces set-schema-validation-enforce "$NAMESPACE" --enable
 # A topic goes when it is deleted, not when nobody has used it for a while.
 namespaces set-inactive-topic-policies "$NAMESPACE" --disable-delete-while-inactive --max-inactive-duration 7d \
   --delete-mode delete_when_no_subscriptions
