@@ -14,7 +14,7 @@ import yaml
 
 from pulsartasks.worker import metrics
 from tests.deploy.manifests import APPS, Manifest, named, render
-from tests.services import PulsarServer, wait_until
+from tests.services import CHECKOUT, PulsarServer, wait_until
 from tools import go, kubernetes
 
 ALERTS = Path(__file__).with_name("alerts.yaml")
@@ -72,6 +72,17 @@ def test_every_alert_is_tested_both_ways_or_says_who_is_to_look() -> None:
 
     assert shown == {rule["alert"] for rule in rules()}
     assert {rule["labels"]["severity"] for rule in rules()} == {"page", "ticket"}
+
+
+def test_every_alert_and_no_other_is_on_the_page() -> None:
+    page = (CHECKOUT / "docs" / "kubernetes.md").read_text("utf-8")
+    told = {
+        name
+        for row in re.findall(r"^\| (`[A-Z]\w+`.*?) \|", page, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+
+    assert told == {rule["alert"] for rule in rules()}
 
 
 def test_worker_exports_what_the_rules_ask_of_it(tmp_path: Path) -> None:

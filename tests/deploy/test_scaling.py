@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import ssl
 from collections.abc import Iterator
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+from uuid import uuid4
 
 import pytest
 
@@ -24,6 +30,7 @@ from tests.deploy.manifests import (
     pod_of,
     render,
 )
+from tests.secure import NAMESPACE, SecurePulsarServer
 
 
 def namespace() -> str:
@@ -115,6 +122,26 @@ def test_autoscaler_may_see_each_backlog_that_it_watches() -> None:
 
     assert {topic for name in WORKERS for topic, _ in watched(name)} <= may.keys()
     assert {action for actions in may.values() for action in actions} == {"consume"}
+
+
+def test_pulsar_shows_a_backlog_to_who_may_consume_and_to_nobody_else(secure_pulsar: SecurePulsarServer) -> None:
+    """What makes `watch` the least that an autoscaler can do with; the request is the one of KEDA."""
+    topic = f"persistent/{NAMESPACE}/{uuid4().hex}"
+    secure_pulsar.admin("PUT", f"{topic}/subscription/transcribe")
+    secure_pulsar.admin("POST", f"{topic}/permissions/keda", ["consume"])
+    context = ssl.create_default_context(cafile=str(secure_pulsar.authority.certificate))
+
+    def asks(role: str) -> Any:
+        headers = {"Authorization": f"Bearer {secure_pulsar.tokens.token(role)}"}
+        request = Request(f"{secure_pulsar.admin_url}/admin/v2/{topic}/stats", headers=headers)
+        with urlopen(request, timeout=30, context=context) as answer:
+            return json.loads(answer.read())
+
+    assert asks("keda")["subscriptions"]["transcribe"]["msgBacklog"] == 0
+    with pytest.raises(HTTPError) as refused:
+        asks("somebody")
+    refused.value.close()
+    assert refused.value.code in (401, 403)
 
 
 @pytest.mark.parametrize("name", WORKERS)

@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 import click
 import pytest
+import yaml
 
 from pulsartasks.cli.beat import beat
 from pulsartasks.cli.topics import apply
@@ -272,6 +273,15 @@ def test_services_lead_to_ports_of_pods(stage: str) -> None:
         [workload] = [each for each in of_kind(manifests, *WITH_PODS) if selects(selector, labels_of(each))]
         ports = {port["name"] for container in containers_of(workload) for port in container["ports"]}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+
+
+def test_port_that_kind_opens_leads_to_the_web() -> None:
+    [node] = yaml.safe_load((FOLDER / "kind.yaml").read_text())["nodes"]
+    [opened] = node["extraPortMappings"]
+    [port] = named(render(APPS["dev"]), "Service", "web")["spec"]["ports"]
+
+    assert opened["containerPort"] == port["nodePort"]
+    assert opened["listenAddress"] == LOOPBACK
 
 
 @pytest.mark.parametrize("name", WORKERS)
