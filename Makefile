@@ -2,7 +2,7 @@ PYTHON ?= python3
 ENGINE ?= openai
 ARGS ?=
 STAGE ?= beta
-SOURCES = pulsartasks apps benchmarks examples tools tests setup.py
+SOURCES = pulsartasks apps benchmarks cdk examples tools tests setup.py
 
 .PHONY: help run reset test test-pulsar test-tls k8s-server-check faults pulsar check format guarantees bench bench-large deploy-infra deploy-apps tokens lock
 

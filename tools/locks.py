@@ -32,8 +32,8 @@ def write(*, upgrade: bool) -> None:
     _resolve(biggest, start=biggest, options=["--upgrade"] if upgrade else [])
     for name in (*environment.PROFILES[:-1], "deploy", "uv", *IMAGES):
         _resolve(environment.LOCKS / f"{name}.txt", start=biggest, options=[])
-    peers = environment.LOCKS / "bench.txt"  # shares no environment with the others, so no version either
-    _resolve(peers, start=peers, options=["--upgrade"] if upgrade else [])
+    for apart in (environment.LOCKS / "bench.txt", environment.CDK_LOCK):  # share no environment, so no version either
+        _resolve(apart, start=apart, options=["--upgrade"] if upgrade else [])
 
 
 def _resolve(lock: Path, *, start: Path, options: list[str]) -> None:
