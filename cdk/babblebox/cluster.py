@@ -223,7 +223,7 @@ class Cluster(cdk.Stack):
             "BrokerIdentity",
             cluster=self.cluster,
             namespace=names.PULSAR_KUBERNETES_NAMESPACE,
-            service_account=f"{names.PULSAR_RELEASE}-broker",
+            service_account=f"{names.PULSAR_RELEASE}-broker-acct",  # as the chart calls it
         )
         data.grant_offloading(broker.role)
 

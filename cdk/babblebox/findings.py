@@ -19,11 +19,7 @@ def managed(policy: str) -> str:
 
 
 def wildcard(resource: str) -> str:
-    """The finding that a policy says `*` about resources: the one without a name, or those of a service of AWS.
-
-    >>> wildcard("*"), wildcard("s3:bucket/*")
-    ('IAM5[Resource::*]', 'IAM5[Resource::arn:<AWS::Partition>:s3:<AWS::Region>:<AWS::AccountId>:bucket/*]')
-    """
+    """The finding that a policy says `*` about resources: about all ("*"), or those of a service ("s3:name/*")."""
     if resource == "*":
         return "IAM5[Resource::*]"
     service, _, name = resource.partition(":")

@@ -1,11 +1,8 @@
 """Pulsar by its official Helm chart with the values in k8s/, behind a load balancer inside the network."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import aws_cdk as cdk
-import yaml
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_eks_v2 as eks
 from aws_cdk import aws_elasticloadbalancingv2 as elb
@@ -18,9 +15,9 @@ from babblebox.data import Data
 from babblebox.findings import explain
 from babblebox.network import Network
 from babblebox.stages import Stage
+from babblebox.values import chart_values, merge
 
 CHART_VERSION = "4.7.0"
-VALUES = Path(__file__).parents[2] / "k8s" / "pulsar" / "values"
 PORTS = {names.PULSAR_PORT: names.PULSAR_PORT, names.PULSAR_ADMIN_PORT: names.PULSAR_ADMIN_POD_PORT}
 """The proxy's ports and those of its pods."""
 
@@ -32,6 +29,7 @@ class Pulsar(Construct):
         self, scope: Construct, id: str, *, stage: Stage, network: Network, cluster: eks.Cluster, data: Data
     ) -> None:
         super().__init__(scope, id)
+        offload = {"bucket": data.offloaded.bucket_name, "region": cdk.Aws.REGION}
         chart = eks.HelmChart(
             self,
             "Chart",
@@ -43,7 +41,7 @@ class Pulsar(Construct):
             namespace=names.PULSAR_KUBERNETES_NAMESPACE,
             create_namespace=True,
             wait=False,  # its pods wait for what `make deploy-apps` brings: issuer, secrets, storage class
-            values=merge(chart_values(stage.name), _of_this_account(data)),
+            values=merge(chart_values(stage.name), {"broker": {"storageOffload": offload}}),
         )
         self.load_balancer = self._load_balancer(stage, network, cluster)
         self.target_groups = {port: self._target_group(port, network, cluster) for port in PORTS}
@@ -125,40 +123,6 @@ class Pulsar(Construct):
         cdk.Tags.of(group).add("cluster", cluster.cluster_name)  # the controller changes groups with this tag alone
         self.load_balancer.add_listener(f"Listener{port}", port=port, default_target_groups=[group])
         return group
-
-
-def chart_values(stage: str) -> dict[str, Any]:
-    """The values in k8s/ for a stage on AWS."""
-    values: dict[str, Any] = {}
-    for name in ("common", "aws", stage):
-        values = merge(values, yaml.safe_load((VALUES / f"{name}.yaml").read_text("utf-8")))
-    return values
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two sets of values as Helm lays one on the other; None takes a key away.
-
-    >>> merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4, "c": None}})
-    {'a': {'b': 4}, 'd': 3}
-    """
-    merged = dict(below)
-    for key, value in above.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _of_this_account(data: Data) -> dict[str, Any]:
-    """What only a stack knows. The load balancer is its own as well, so that its name and alarms are."""
-    service = dict.fromkeys(("annotations", "loadBalancerClass", "loadBalancerSourceRanges"))
-    return {
-        "broker": {"storageOffload": {"bucket": data.offloaded.bucket_name, "region": cdk.Aws.REGION}},
-        "proxy": {"service": {**service, "type": "ClusterIP"}},
-    }
 
 
 def _binding(port: int, target_group: str) -> dict[str, Any]:

@@ -433,9 +433,7 @@ def test_the_load_balancer_hands_tls_on_to_the_pods_of_the_proxy(assembly: Assem
     assert {each["spec"]["serviceRef"]["port"] for each in bindings} == {6651, 443}
     assert {each["spec"]["serviceRef"]["name"] for each in bindings} == {"pulsar-proxy"}
     assert {each["metadata"]["namespace"] for each in bindings} == {"pulsar"}
-    values = chart_values(assembly, stage)
-    assert values["proxy"]["service"]["type"] == "ClusterIP"
-    assert "loadBalancerClass" not in values["proxy"]["service"]
+    assert "service" not in chart_values(assembly, stage)["proxy"]  # so it is ClusterIP
 
 
 def test_the_name_that_the_tasks_ask_for_is_in_the_proxy_s_certificate(assembly: Assembly, stage: Stage) -> None:
@@ -717,7 +715,9 @@ def test_k8s_has_the_service_accounts_that_have_roles(assembly: Assembly, stage:
     ours = {account for namespace, account in associations if namespace == "babblebox"}
     assert ours == {"transcribe", "images"}
     assert ours <= accounts
-    assert ("pulsar", "pulsar-broker") in associations
+    broker = "pulsar-broker-acct"  # as the chart calls it
+    assert ("pulsar", broker) in associations
+    assert broker in (K8S / "pulsar" / "values" / "aws.yaml").read_text("utf-8")
 
 
 def test_k8s_knows_the_network_and_the_nodes(assembly: Assembly, stage: Stage) -> None:

@@ -13,7 +13,7 @@ from tools.layers import module_name
 CHECKOUT = Path(__file__).parent.parent.parent
 WITH_EXAMPLES = sorted(
     module_name(path, CHECKOUT)
-    for folder in ("pulsartasks", "apps", "benchmarks", "tools")
+    for folder in ("pulsartasks", "apps", "benchmarks", "cdk/babblebox", "tools")
     for path in (CHECKOUT / folder).rglob("*.py")
     if ">>> " in path.read_text("utf-8")
 )
