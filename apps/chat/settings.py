@@ -23,6 +23,8 @@ class Settings:
     """Whether the login page offers the demo's two people. Never where strangers can reach it."""
     english_only: bool = False
     """Whether the speech model knows no other language, which people are told before they record."""
+    proxies: int = 0
+    """Proxies in front that end TLS and say who asks (X-Forwarded-For, -Proto); nobody must come past them."""
     upload_limit: int = 25 * MEGABYTE
     """Bytes of one sent message, recording and picture together."""
     stream_limit: int = 24
@@ -41,6 +43,7 @@ class Settings:
             secret_key=_required(environ, "SECRET_KEY", "at least 32 random characters"),
             demo=environ.get("BABBLEBOX_DEMO") == "1",
             english_only=environ.get("BABBLEBOX_ENGLISH_ONLY") == "1",
+            proxies=int(environ.get("BABBLEBOX_PROXIES") or 0),
         )
 
 

@@ -189,6 +189,7 @@ class Web(cdk.Stack):
         host = names.pulsar_host(self.stage.name)
         return {
             "AWS_DEFAULT_REGION": cdk.Aws.REGION,
+            "BABBLEBOX_PROXIES": "1",
             "BLOB_STORE": f"s3://{self.data.blobs.bucket_name}",
             "DATABASE_URL": "postgresql+psycopg://",  # the rest is PG*, which libpq reads itself
             "PGDATABASE": names.PROJECT,

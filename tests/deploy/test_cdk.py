@@ -609,6 +609,10 @@ def test_the_load_balancer_asks_a_route_that_exists(assembly: Assembly, stage: S
     assert f'"FromPort": {names.WEB_PORT}' in network
 
 
+def test_web_knows_of_the_load_balancer_in_front(assembly: Assembly, stage: Stage) -> None:
+    assert environment_of(assembly, stage, "web")["BABBLEBOX_PROXIES"] == "1"
+
+
 def test_web_grows_with_its_work(assembly: Assembly, stage: Stage) -> None:
     stack = names.stack("web", stage.name)
     target = assembly.only(stack, "AWS::ApplicationAutoScaling::ScalableTarget")

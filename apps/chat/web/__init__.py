@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from flask import Flask, Response
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from apps.chat.database import Database
 from apps.chat.live import Live
@@ -46,6 +47,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         SESSION_COOKIE_NAME="babblebox",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_SECURE=settings.proxies > 0,  # they speak HTTPS with the browser
         WTF_CSRF_TIME_LIMIT=None,  # as long as the session: a page that stays open all day can still send
     )
     app.extensions["babblebox"] = Services(
@@ -54,6 +56,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         blobs=open_blob_store(settings.blob_store),
         live=Live(thread_changed, settings.stream_limit),
     )
+    if settings.proxies:  # else all people were one to the limits of attempts: the proxy
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxies, x_proto=settings.proxies)  # type: ignore[method-assign]
     csrf.init_app(app)
     limiter.init_app(app)
     register_display(app)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from flask import Flask
 
 from apps.chat.settings import MissingSettingError, Settings
+from apps.chat.web import create_app
 from apps.chat.web.auth import local_address
 from tests.apps.chat.conftest import Person
 
@@ -103,6 +105,23 @@ def test_wrong_passwords_for_a_name_are_limited_and_other_people_are_not(person:
 
     assert codes == [422] * 10 + [429]
     assert grace.post("/log-in", name="Grace", password="correct horse").status_code == 302
+
+
+def test_behind_a_proxy_attempts_are_limited_by_the_address_that_it_saw(web: Flask, settings: Settings) -> None:
+    ada = Person(create_app(replace(settings, proxies=1)).test_client(), "Ada")
+    ada.client.environ_base.update({"HTTP_X_FORWARDED_PROTO": "https", "HTTP_REFERER": "https://localhost/"})
+    cookie = ada.sign_up().headers["Set-Cookie"]
+    ada.post("/log-out")
+
+    def guess(address: str) -> int:
+        ada.client.environ_base.update(HTTP_X_FORWARDED_FOR=f"192.0.2.1, {address}")  # the first is made up
+        return ada.post("/log-in", name="Ada", password="guess").status_code
+
+    codes = [guess("198.51.100.7") for _ in range(11)]
+
+    assert codes == [422] * 10 + [429]
+    assert guess("198.51.100.8") == 422
+    assert "Secure" in cookie
 
 
 def test_form_without_its_token_is_refused(stranger: MakePerson) -> None:
