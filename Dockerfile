@@ -95,6 +95,8 @@ ENV HOME=/tmp \
 RUN groupadd --gid 10001 babblebox \
     && useradd --uid 10001 --gid babblebox --no-create-home --home-dir /tmp --shell /usr/sbin/nologin babblebox \
     && install --directory --owner=babblebox --group=babblebox --mode=0700 /var/lib/pulsartasks
+# Fargate gives a volume the owner and mode that the image declares here; otherwise it would be root's.
+VOLUME ["/tmp", "/var/lib/pulsartasks"]
 WORKDIR /opt/babblebox
 COPY --from=code /opt/babblebox/bin bin
 COPY --from=code /opt/babblebox/pulsartasks pulsartasks

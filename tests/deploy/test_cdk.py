@@ -492,6 +492,15 @@ def test_a_container_has_no_rights_and_writes_to_its_volumes_alone(
 
 
 @pytest.mark.parametrize("service", ["web", "relay"])
+def test_the_image_gives_the_volumes_to_its_user(assembly: Assembly, stage: Stage, service: str) -> None:
+    mounted = {point["ContainerPath"] for each in containers(assembly, stage, service).values()
+               for point in each["MountPoints"]}  # fmt: skip
+
+    (declared,) = re.findall(r"^VOLUME (\[.+\])", (CHECKOUT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    assert mounted == set(json.loads(declared))
+
+
+@pytest.mark.parametrize("service", ["web", "relay"])
 def test_secrets_come_from_secrets_manager(assembly: Assembly, stage: Stage, service: str) -> None:
     found = containers(assembly, stage, service)
 
