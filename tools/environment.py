@@ -73,11 +73,6 @@ def deployment() -> Path:
     return _apart("deploy", LOCKS / "deploy.txt", "the deployment") / "bin" / "python"
 
 
-def cdk() -> Path:
-    """The Python of an environment with AWS CDK, which is as the reader of `cdk/` would make it."""
-    return _apart("cdk", CDK_LOCK, "AWS CDK") / "bin" / "python"
-
-
 def uv(*arguments: str | Path) -> None:
     """Runs the pinned uv; what it says goes to the terminal, with its progress bar.
 

@@ -22,7 +22,7 @@ from cdk.babblebox import names
 from cdk.babblebox.stages import STAGES, Stage
 from pulsartasks.brokers.pulsar.settings import PulsarSettings
 from tests.deploy.assembly import Assembly, Json, listed, named, text
-from tools import environment
+from tools import deploy, environment, tokens
 
 CHECKOUT = environment.CHECKOUT
 K8S = CHECKOUT / "k8s"
@@ -673,6 +673,16 @@ def test_what_ecs_deploys_names_both_containers_of_a_task(assembly: Assembly, st
     said = subprocess.run(["sh", "-c", line.removesuffix(" > web.json")], capture_output=True, text=True, check=True)
 
     assert {each["name"] for each in json.loads(said.stdout)} == containers(assembly, stage, "web").keys()
+
+
+def test_the_commands_that_deploy_name_all_stacks_their_outputs_and_roles(assembly: Assembly, stage: Stage) -> None:
+    assert {*deploy.INFRA, *deploy.APPS} == set(STACKS)
+    for name, output in deploy.OUTPUTS.values():
+        stack = names.stack(name, None if name == "registry" else stage.name)
+        assert output in assembly.templates[stack]["Outputs"]
+    assert (*tokens.ROLES, *tokens.SUPERUSERS) == (*names.ROLES, *names.SUPERUSERS)
+    assert deploy.IMAGES == names.IMAGES
+    assert f"make deploy-apps STAGE={stage.name}" in build_spec(assembly, f"rollout-{stage.name}")
 
 
 # What wakes somebody
