@@ -142,10 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def infra_steps(stage: str, parameters: Sequence[str]) -> Iterator[Step]:
     """Everything but web and relay, which need an image: network, data, authorities, tokens, cluster and Pulsar."""
-    *first, cluster = (_stack(stage, name) for name in INFRA)
+    *first, cluster = (stack_name(stage, name) for name in INFRA)
     yield WHO
     yield _templates()
-    yield _deploy_stacks("Registry, network, data and authorities", [_stack(stage, "registry"), *first], parameters)
+    yield _deploy_stacks("Registry, network, data and authorities", [stack_name(stage, "registry"), *first], parameters)
     tokens = ("python", "-m", "tools.tokens", "--stage", stage)
     yield Step("Keys and tokens in Secrets Manager", tokens, python=environment.deployment)
     yield _deploy_stacks("Cluster and Pulsar", [cluster], parameters)
@@ -179,9 +179,9 @@ class Apps:
                 "eks",
                 "update-kubeconfig",
                 "--name",
-                _cluster(self.stage),
+                cluster_name(self.stage),
                 "--alias",
-                _cluster(self.stage),
+                cluster_name(self.stage),
             )
             yield Step("Access to the cluster", (*config, *role))
         if "pulsar" in parts:
@@ -192,16 +192,16 @@ class Apps:
             yield from self._web()
 
     def _web(self) -> Iterator[Step]:
-        parameters = [*self.parameters, f"{_stack(self.stage, 'web')}:ImageTag={self.tag}"]
+        parameters = [*self.parameters, f"{stack_name(self.stage, 'web')}:ImageTag={self.tag}"]
         yield _templates()
-        yield _deploy_stacks("Web and relay, and alarms", [_stack(self.stage, name) for name in APPS], parameters)
+        yield _deploy_stacks("Web and relay, and alarms", [stack_name(self.stage, name) for name in APPS], parameters)
         wait = (
             "aws",
             "ecs",
             "wait",
             "services-stable",
             "--cluster",
-            _cluster(self.stage),
+            cluster_name(self.stage),
             "--services",
             "web",
             "relay",
@@ -259,22 +259,23 @@ def _told(*command: str) -> str:
 
 def _known(stage: str, file: Path | None, *, ask: bool) -> dict[str, str]:
     """What the stacks say: in a file, else CloudFormation; where nobody may be asked, where it would come from."""
-    stacks = {_stack(stage, name) for name, _ in OUTPUTS.values()}
+    stacks = {stack_name(stage, name) for name, _ in OUTPUTS.values()}
     if file is not None:
         outputs = _read(file)
     elif ask:
         outputs = ask_cloudformation(boto3.client("cloudformation"), stacks)
     else:
         outputs = {
-            _stack(stage, name): {output: f"<{_stack(stage, name)}.{output}>"} for name, output in OUTPUTS.values()
+            stack_name(stage, name): {output: f"<{stack_name(stage, name)}.{output}>"}
+            for name, output in OUTPUTS.values()
         }
     known = {}
     for key, (name, output) in OUTPUTS.items():
         try:
-            known[key] = outputs[_stack(stage, name)][output]
+            known[key] = outputs[stack_name(stage, name)][output]
         except KeyError:
             raise SetupError(
-                f"{_stack(stage, name)} has no output {output}; `make deploy-infra` comes first."
+                f"{stack_name(stage, name)} has no output {output}; `make deploy-infra` comes first."
             ) from None
     parts = known["PCA_ARN"].split(":")  # arn:aws:acm-pca:REGION:...
     known["AWS_REGION"] = parts[3] if len(parts) > 3 else "<region>"
@@ -354,7 +355,7 @@ def _parameter(stage: str, given: str) -> str:
     name, _, setting = given.partition(":")
     if name not in (*INFRA, *APPS) or "=" not in setting:
         raise SetupError(f"{given!r}: write STACK:NAME=VALUE with a stack among {', '.join((*INFRA, *APPS))}.")
-    return f"{_stack(stage, name)}:{setting}"
+    return f"{stack_name(stage, name)}:{setting}"
 
 
 # The steps
@@ -428,19 +429,19 @@ def _apply(what: str, kubectl: Sequence[str], objects: Sequence[Mapping[str, Any
 
 
 def _kubectl(stage: str, namespace: str) -> tuple[str, ...]:
-    return ("kubectl", "--context", _cluster(stage), "--namespace", namespace)
+    return ("kubectl", "--context", cluster_name(stage), "--namespace", namespace)
 
 
-def _stack(stage: str, name: str) -> str:
+def stack_name(stage: str, name: str) -> str:
     """The name that cdk/ gives a stack.
 
-    >>> _stack("beta", "data"), _stack("beta", "registry")
+    >>> stack_name("beta", "data"), stack_name("beta", "registry")
     ('babblebox-beta-data', 'babblebox-registry')
     """
     return f"babblebox-{name}" if name == "registry" else f"babblebox-{stage}-{name}"
 
 
-def _cluster(stage: str) -> str:
+def cluster_name(stage: str) -> str:
     return f"babblebox-{stage}"
 
 

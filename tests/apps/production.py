@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+import yaml
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
@@ -34,12 +35,22 @@ HOST = "localhost"
 NAMESPACE = "babblebox/apps"
 TENANT = NAMESPACE.partition("/")[0]
 ADMINISTRATOR = "topics"
-GRANTS = {
-    "transcribe": ("transcribe=work", "beat=beat", "keda=tail"),
-    "images": ("images=work", "beat=beat", "keda=tail"),
-    "chat": ("chat=work", "web=call,tail", "beat=beat", "keda=tail"),
-}
-"""For the tasks of each app the roles and what they do, as ``pulsartasks topics apply`` is told before a rollout."""
+JOBS = CHECKOUT / "k8s" / "base" / "jobs.yaml"
+
+
+def _grants() -> dict[str, tuple[str, ...]]:
+    """For each app the roles and what they do, as the Job `topics` gives them their permissions before a rollout."""
+    objects = yaml.safe_load_all(JOBS.read_text("utf-8"))
+    (job,) = (each for each in objects if (each["kind"], each["metadata"]["name"]) == ("Job", "topics"))
+    pod = job["spec"]["template"]["spec"]
+    grants = {}
+    for container in (*pod["initContainers"], *pod["containers"]):
+        roles = (word.removeprefix("--role=") for word in container["args"] if word.startswith("--role="))
+        grants[container["name"]] = tuple(roles)
+    return grants
+
+
+GRANTS = _grants()
 ROLES = {grant.partition("=")[0] for grants in GRANTS.values() for grant in grants}
 START = 120.0
 

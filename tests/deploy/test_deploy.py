@@ -14,7 +14,7 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from tools import deploy
+from tools import deploy, kubernetes
 from tools.deploy import Manifests, Step
 from tools.terminal import SetupError
 
@@ -26,9 +26,19 @@ OUTPUTS = {
     "babblebox-beta-private-ca": {"SubordinateArn": f"arn:aws:acm-pca:{REGION}:{ACCOUNT}:certificate-authority/1"},
     "babblebox-beta-cluster": {"AdminRoleArn": f"arn:aws:iam::{ACCOUNT}:role/admin"},
 }
+FIRST = ("alarms", "network", "data", "private-ca")
+"""What the tokens come after."""
 TAG = "0123abc"
 CDK = "(cd cdk && npx --yes aws-cdk@2.1148.1 deploy"
 KUBECTL = "kubectl --context babblebox-beta --namespace"
+
+
+@pytest.fixture(autouse=True)
+def _kustomize(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that every run of the tests has, also where kubectl is not installed."""
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "kustomize").symlink_to(kubernetes.kustomize())
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
 @pytest.fixture
