@@ -68,6 +68,8 @@ def _group(item: pytest.Item) -> str | None:
         return "killers"
     if item.get_closest_marker("tls"):
         return "tls"
+    if "assembly" in getattr(item, "fixturenames", ()):
+        return "cdk"
     path = item.path.relative_to(services.CHECKOUT / "tests")
     if path.parts[0] in ("conformance", "unit"):
         return None

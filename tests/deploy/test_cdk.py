@@ -45,11 +45,6 @@ LINT_IGNORED = {
 }
 
 
-@pytest.fixture(scope="session")
-def assembly(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
-    return Assembly.synthesise(tmp_path_factory.mktemp("cdk") / "cdk.out")
-
-
 @pytest.fixture(params=STAGES, ids=lambda stage: stage.name)
 def stage(request: pytest.FixtureRequest) -> Stage:
     stage: Stage = request.param

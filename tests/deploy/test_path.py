@@ -29,11 +29,6 @@ PORTS = {"pulsar+ssl": 6651, "https": 443}
 DEMO = Path(media.__file__).parent.parent / "demo"
 
 
-@pytest.fixture(scope="module")
-def assembly(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
-    return Assembly.synthesise(tmp_path_factory.mktemp("cdk") / "cdk.out")
-
-
 @pytest.mark.parametrize("stage", ON_AWS)
 @pytest.mark.parametrize("service", ["web", "relay"])
 def test_web_reaches_the_topics_it_publishes_on(
