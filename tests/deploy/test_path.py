@@ -18,6 +18,7 @@ from apps.events import thread_changed
 from cdk.babblebox import names
 from pulsartasks.contrib.blobs import open_blob_store
 from pulsartasks.roles import Role
+from pulsartasks.topics import namespace_of, short_name
 from tests.deploy.assembly import Assembly, text
 from tests.deploy.chart import values_of
 from tests.deploy.declared import declared
@@ -31,9 +32,7 @@ DEMO = Path(media.__file__).parent.parent / "demo"
 
 @pytest.mark.parametrize("stage", ON_AWS)
 @pytest.mark.parametrize("service", ["web", "relay"])
-def test_web_reaches_the_topics_it_publishes_on(
-    assembly: Assembly, stage: str, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_web_reaches_the_topics_it_publishes_on(assembly: Assembly, stage: str, service: str, tmp_path: Path) -> None:
     main, credentials = _containers(assembly, stage, service)
     env = {each["Name"]: text(each["Value"]) for each in main["Environment"]}
     addresses = [urlsplit(env[name]) for name in ("PULSARTASKS_BROKER", "PULSARTASKS_ADMIN_URL")]
@@ -70,12 +69,12 @@ def test_web_reaches_the_topics_it_publishes_on(
     # which may publish on each topic for which the web has something in its outbox, and follow what it shows
     app, roles = _grants(stage, role)
     topics = declared(app, env["PULSARTASKS_NAMESPACE"], roles)
-    permitted = {topic.name: topic.permissions.get(role, []) for topic in topics}
-    monkeypatch.setenv("PULSARTASKS_NAMESPACE", env["PULSARTASKS_NAMESPACE"])
+    assert {namespace_of(topic.name) for topic in topics} == {env["PULSARTASKS_NAMESPACE"]}
+    permitted = {short_name(topic.name): topic.permissions.get(role, []) for topic in topics}
     published = _published(tmp_path)
     assert len(published) == 2
-    assert all("produce" in permitted[topic] for topic in published)
-    assert "consume" in permitted[thread_changed.full_name]
+    assert all("produce" in permitted[short_name(topic)] for topic in published)
+    assert "consume" in permitted[thread_changed.name]
     assert env["PULSARTASKS_REPLY_TO"] == Role.parse(f"{role}=call").reply_name
 
 

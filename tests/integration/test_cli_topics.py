@@ -69,4 +69,4 @@ def test_role_that_cannot_be_is_said_in_a_line(topics: Topics) -> None:
     done = topics("plan", *APP, "--role", "web=cook")
 
     assert done.exit_code == 1
-    assert done.stderr.endswith("write ROLE=DUTY,... with duties among call, tail, work, beat\n")
+    assert done.stderr.endswith("write ROLE=DUTY,... with duties among call, tail, watch, work, beat\n")

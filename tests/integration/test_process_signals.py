@@ -79,6 +79,7 @@ def run_one(start_process: StartProcess, environment: dict[str, str], tmp_path: 
         app = PulsarTasks("signalled", environment["PULSARTASKS_BROKER"])
         assert app.send_task("add", (2, 3)).get(timeout=60) == 5
         app.close()
+        worker.wait_until_ready()
         worker.terminate()
         assert worker.wait() == 0
         worker.wait_for_end_of_children()
