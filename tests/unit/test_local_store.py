@@ -203,12 +203,36 @@ def test_dead_process_is_cleaned_up_behind(store: Store) -> None:
     store.add_reader(TOPIC, "reader", "dead")
     publish(store, "b")
 
-    news = store.bury(["alive"])
+    news = store.bury(lambda: ["alive"])
 
     assert news == {"alive": {alive.subscription}}
     assert alive.take() == ["a", "b"]
     assert count(store, "subscriptions") == 1
-    assert store.bury(["alive"]) == {}
+    assert store.bury(lambda: ["alive"]) == {}
+
+
+def test_process_that_enters_while_the_dead_are_looked_for_lives(store: Store) -> None:
+    Reading(store, process="dead")
+
+    def alive() -> list[str]:
+        """Asked before the other one has entered, answered behind that."""
+        store.add_reader(TOPIC, "reader", "entered")
+        return []
+
+    store.bury(alive)
+
+    publish(store, "a")
+    assert count(store, "subscriptions") == 2
+    assert count(store, "deliveries") == 2
+
+
+def test_subscription_is_never_told_apart_by_a_number_that_another_had(store: Store) -> None:
+    gone, _ = store.add_reader(TOPIC, "reader", "process")
+    store.remove_reader(gone)
+
+    later, _ = store.add_reader(TOPIC, "another", "process")
+
+    assert later != gone
 
 
 def test_published_news_name_the_processes_that_listen(store: Store) -> None:
@@ -287,7 +311,7 @@ def test_instant_before_1970_is_due_at_once(store: Store) -> None:
 def test_closed_store_says_so(store: Store) -> None:
     store.close()
 
-    for use in (lambda: publish(store, "a"), lambda: store.next_due(1), lambda: store.bury([])):
+    for use in (lambda: publish(store, "a"), lambda: store.next_due(1), lambda: store.bury(list)):
         with pytest.raises(ClosedError):
             use()
     store.close()

@@ -115,7 +115,7 @@ class LocalBroker(Broker):
     def inspect(self, topic: str) -> TopicState | None:
         presence = self._enter()
         if presence is not None:
-            self.notify(self.store.bury(presence.alive()))
+            self.notify(self.store.bury(presence.alive))
         found = self.store.inspect(topic, now=self.clock.now())
         return None if found is None else TopicState(0, found)
 
@@ -125,7 +125,7 @@ class LocalBroker(Broker):
     def subscribe(self, subscription: Subscription) -> LocalConsumer:
         presence = self._enter()
         if presence is not None:
-            self.notify(self.store.bury(presence.alive()))
+            self.notify(self.store.bury(presence.alive))
         topics = self.store.subscription_ids(subscription.topics, subscription.name)
         return self._open(topics, mode=subscription.mode, prefetch=subscription.prefetch)
 
@@ -144,9 +144,10 @@ class LocalBroker(Broker):
         for consumer in list(self._consumers):
             consumer.close()
         if self._presence is not None:
+            presence = self._presence
             with suppress(BrokerError, OSError):  # then who is still there does it, once this process is gone
-                self.notify(self.store.bury(self._presence.alive() - {self._presence.process}))
-            self._presence.leave()
+                self.notify(self.store.bury(lambda: presence.alive() - {presence.process}))
+            presence.leave()
         self.store.close()
 
     # For consumers and readers
@@ -243,7 +244,7 @@ class LocalBroker(Broker):
 
     def _check(self, presence: Presence) -> None:
         try:
-            self.notify(self.store.bury(presence.alive()))
+            self.notify(self.store.bury(presence.alive))
         except (BrokerError, OSError):
             return  # closed meanwhile, or the database is not to be had just now: the next check tries again
         for consumer in list(self._consumers):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ BUSY_TIMEOUT = 30.0
 _SCHEMA = """
 CREATE TABLE topics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE subscriptions (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never that of one which is gone: somebody may still read by it
     topic_id INTEGER NOT NULL,
     name TEXT NOT NULL,
     process TEXT,  -- whose reader this is; it goes when that process does. Null: durable
@@ -384,14 +384,17 @@ class Store:
         with self._transaction():
             return self._listeners(self._detach(consumer_id))
 
-    def bury(self, alive: Collection[str]) -> dict[str, set[int]]:
-        """Clean up behind every process that is not `alive`; gives the news for those that are."""
+    def bury(self, alive: Callable[[], Collection[str]]) -> dict[str, set[int]]:
+        """Clean up behind every process that is not `alive`; gives the news for those that are.
+
+        That is asked behind the look for who is known here, so that whoever enters meanwhile is not taken for dead.
+        """
         news: set[int] = set()
         with self._lock, _mapped_errors():
             known = self._sql.execute(
                 "SELECT process FROM consumers UNION SELECT process FROM subscriptions WHERE process IS NOT NULL"
             ).fetchall()
-        dead = [process for (process,) in known if process not in alive]
+        dead = {process for (process,) in known} - set(alive())
         if not dead:
             return {}
         with self._transaction():
