@@ -145,7 +145,8 @@ class BabbleBox:
     def __init__(self, parts: Sequence[Part], env: Mapping[str, str]) -> None:
         self._parts = parts
         self._env = env
-        self._stopping = threading.Event()
+        self._stopping = False
+        """No event: a signal may come while the main thread holds its lock, and waits for itself then."""
 
     def start(self) -> None:
         """Start all parts and wait until each is ready.
@@ -157,7 +158,7 @@ class BabbleBox:
             part.start(self._env)
         deadline = time.monotonic() + START_LIMIT
         waiting = list(self._parts)
-        while waiting and not self._stopping.wait(0.2):
+        while waiting and not self._paused(0.2):
             self._revive()
             waiting = [part for part in waiting if not part.ready]
             if time.monotonic() > deadline:
@@ -169,22 +170,22 @@ class BabbleBox:
         Raises:
             CannotRunError: one keeps dying.
         """
-        while not self._stopping.wait(0.5):
+        while not self._paused(0.5):
             self._revive()
 
     @property
     def stopping(self) -> bool:
-        return self._stopping.is_set()
+        return self._stopping
 
     def ask_to_stop(self, *_: object) -> None:
         """End `watch`; a second time, do not wait for anything that runs."""
-        if self._stopping.is_set():
+        if self._stopping:
             self._signal(signal.SIGKILL)
-        self._stopping.set()
+        self._stopping = True
 
     def stop(self) -> None:
         """Stop all parts; those that do not come to an end are killed."""
-        self._stopping.set()
+        self._stopping = True
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE + 8
         for part in self._parts:
@@ -195,6 +196,11 @@ class BabbleBox:
             except subprocess.TimeoutExpired:
                 part.signal(signal.SIGKILL)
                 part.process.wait()
+
+    def _paused(self, seconds: float) -> bool:
+        """Wait so long; whether to stop now."""
+        time.sleep(seconds)
+        return self._stopping
 
     def _signal(self, number: signal.Signals) -> None:
         for part in self._parts:
@@ -210,7 +216,7 @@ class BabbleBox:
             if part.short_lives >= MOST_SHORT_LIVES:
                 raise CannotRunError(f"{part.name} keeps ending (status {status}); its lines above say why")
             say(f"{part.name} ended with status {status} and is started again")
-            self._stopping.wait(RESTART_DELAY)
+            self._paused(RESTART_DELAY)
             part.start(self._env)
 
 
