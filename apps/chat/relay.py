@@ -22,7 +22,8 @@ def main() -> None:
     configure_logging("info")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        # On a thread: this one may hold the event's lock just now, and would wait for itself.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
     database = Database(Settings.from_environ(os.environ).database_url)
     log.info("relay.started", broker=app.broker_url)
     outbox.relay(app, database.engine).run(stop)

@@ -40,7 +40,8 @@ def run(app: PulsarTasks, *, health: tuple[str, int] | None = None) -> None:
     beat, forwarding = Beat(app), Forwarding(app)
     thread = threading.Thread(target=take_part, name="pulsartasks-beat", daemon=True)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        # On a thread: this one may hold the event's lock just now, and would wait for itself.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
     with ExitStack() as stack:
         if health is not None:
             stack.enter_context(metrics_folder())
