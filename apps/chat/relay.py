@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 
 import structlog
 
@@ -13,6 +11,7 @@ from apps.chat.models import outbox
 from apps.chat.settings import Settings
 from apps.events import app
 from pulsartasks.worker.logs import configure_logging
+from pulsartasks.worker.stopping import stopped_by_signals
 
 log = structlog.get_logger(__name__)
 
@@ -20,10 +19,7 @@ log = structlog.get_logger(__name__)
 def main() -> None:
     """Relay until SIGTERM or Ctrl-C."""
     configure_logging("info")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # On a thread: this one may hold the event's lock just now, and would wait for itself.
-        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
+    stop = stopped_by_signals()
     database = Database(Settings.from_environ(os.environ).database_url)
     log.info("relay.started", broker=app.broker_url)
     outbox.relay(app, database.engine).run(stop)

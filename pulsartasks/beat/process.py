@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from pulsartasks.beat.beat import Beat
 from pulsartasks.beat.forwarding import Forwarding
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.worker.health import metrics_folder, serve_health
+from pulsartasks.worker.stopping import stopped_by_signals
 
 _log = structlog.get_logger("pulsartasks")
 
@@ -25,7 +25,7 @@ def run(app: PulsarTasks, *, health: tuple[str, int] | None = None) -> None:
         ConfigurationError, AuthenticationError, AuthorizationError: it cannot be done.
     """
     _check(app)
-    stop, errors = threading.Event(), list[BaseException]()
+    errors = list[BaseException]()
 
     def give_up(error: BaseException) -> None:
         errors.append(error)
@@ -39,9 +39,7 @@ def run(app: PulsarTasks, *, health: tuple[str, int] | None = None) -> None:
 
     beat, forwarding = Beat(app), Forwarding(app)
     thread = threading.Thread(target=take_part, name="pulsartasks-beat", daemon=True)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # On a thread: this one may hold the event's lock just now, and would wait for itself.
-        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
+    stop = stopped_by_signals()
     with ExitStack() as stack:
         if health is not None:
             stack.enter_context(metrics_folder())
