@@ -106,6 +106,13 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 
 
+# What answers on a port of its own whether all is well: workers and beat.
+FROM runtime AS watched
+EXPOSE 9090
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9090/healthz', timeout=4)"]
+
+
 FROM runtime AS web
 COPY --from=packages-web /opt/venv /opt/venv
 COPY --from=code /opt/babblebox/apps/chat apps/chat
@@ -126,15 +133,12 @@ LABEL org.opencontainers.image.title="BabbleBox web" \
 
 
 # With the code of all apps, whose topics `pulsartasks topics apply` makes from here.
-FROM runtime AS worker
+FROM watched AS worker
 COPY --from=packages-worker /opt/venv /opt/venv
 COPY --from=code /opt/babblebox/apps/chat apps/chat
 COPY --from=code /opt/babblebox/apps/images apps/images
 COPY --from=code /opt/babblebox/apps/transcribe apps/transcribe
 COPY --from=code /opt/babblebox/apps/tasks.py apps/
-EXPOSE 9090
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9090/healthz', timeout=4)"]
 CMD ["pulsartasks", "worker", "-A", "apps.chat.tasks:app", "-c4", "--health-host=0.0.0.0", "--health-port=9090"]
 ARG PYTHON_IMAGE
 ARG REVISION
@@ -147,7 +151,7 @@ LABEL org.opencontainers.image.title="BabbleBox worker" \
     babblebox.sbom="/opt/venv/sbom.cdx.json"
 
 
-FROM runtime AS transcribe
+FROM watched AS transcribe
 ARG WHISPER_ENGINE
 # /models is for a model that is asked for by name: openai-whisper and faster-whisper keep what they download there.
 ENV HF_HOME=/models/huggingface \
@@ -160,7 +164,6 @@ USER 10001:10001
 COPY --from=packages-transcribe /opt/venv /opt/venv
 COPY --from=model /opt/whisper /opt/whisper
 COPY --from=code /opt/babblebox/apps/transcribe apps/transcribe
-EXPOSE 9090
 HEALTHCHECK --interval=10s --timeout=5s --start-period=900s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9090/healthz', timeout=4)"]
 CMD ["pulsartasks", "worker", "-A", "apps.transcribe.tasks:app", "-c1", "--grace=300", "--health-host=0.0.0.0", "--health-port=9090"]
@@ -175,12 +178,9 @@ LABEL org.opencontainers.image.title="BabbleBox transcribe" \
     babblebox.sbom="/opt/venv/sbom.cdx.json"
 
 
-FROM runtime AS images
+FROM watched AS images
 COPY --from=packages-images /opt/venv /opt/venv
 COPY --from=code /opt/babblebox/apps/images apps/images
-EXPOSE 9090
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9090/healthz', timeout=4)"]
 CMD ["pulsartasks", "worker", "-A", "apps.images.tasks:app", "--grace=60", "--health-host=0.0.0.0", "--health-port=9090"]
 ARG PYTHON_IMAGE
 ARG REVISION
@@ -194,15 +194,12 @@ LABEL org.opencontainers.image.title="BabbleBox images" \
 
 
 # With the code of all apps, to know where what is due belongs; it runs none of their tasks.
-FROM runtime AS beat
+FROM watched AS beat
 COPY --from=packages-beat /opt/venv /opt/venv
 COPY --from=code /opt/babblebox/apps/chat apps/chat
 COPY --from=code /opt/babblebox/apps/images apps/images
 COPY --from=code /opt/babblebox/apps/transcribe apps/transcribe
 COPY --from=code /opt/babblebox/apps/tasks.py apps/
-EXPOSE 9090
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9090/healthz', timeout=4)"]
 CMD ["pulsartasks", "beat", "-A", "apps.tasks:app", "--health-host=0.0.0.0", "--health-port=9090"]
 ARG PYTHON_IMAGE
 ARG REVISION
