@@ -444,8 +444,8 @@ class PulsarTasks:
 
     @contextmanager
     def on_broker(self, url: str, *, clock: Clock | None = None) -> Iterator[Broker]:
-        """Use another broker, and clock, until the block ends. What was open before is closed, and so is what the block
-        opens.
+        """Use another broker, and clock, until the block ends. What was open before is closed (see `close`), and so is
+        what the block opens.
         """
         before = self._broker_url, self.clock
         self._broker_url, self.clock = url, clock or self.clock
@@ -457,9 +457,13 @@ class PulsarTasks:
             self._broker_url, self.clock = before
 
     def close(self) -> None:
-        """Close this process's connection, if there is one; the next use opens another."""
+        """Close this process's connection, if any; the next use asks the environment anew and opens another."""
         with self._lock:
             connection, self._connection = self._connection, None
+        for topic in self._topics.values():
+            topic.forget_names()
+        for task in (*self._tasks.values(), *self._elsewhere.values()):
+            task.forget_names()
         if connection is not None and connection.pid == os.getpid():
             connection.close()
 

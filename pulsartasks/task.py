@@ -196,6 +196,11 @@ class Task(Handlers, Generic[P, R, C]):
             else (dead_letter_topic(stored, self.subscription) if dead_letter else None),
         )
 
+    def forget_names(self) -> None:
+        """As those of topics."""
+        vars(self).pop("topics", None)
+        vars(self).pop("each", None)  # it has the same
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Run the function here and now, without any broker."""
         context = [TaskContext(Request(task=self.name), self.retry_policy, task=self)] if self.options.bind else []

@@ -87,6 +87,10 @@ class Topic(Generic[T]):
         """What the broker calls it."""
         return self._host.qualify(self.name)
 
+    def forget_names(self) -> None:
+        """Ask anew in which namespace it is, which may be another by now."""
+        vars(self).pop("full_name", None)
+
     def publish(self, payload: T, **options: Unpack[EventKeywords]) -> str:
         """Send `payload` to every subscription; gives the message id once the broker has confirmed it.
 

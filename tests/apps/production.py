@@ -24,11 +24,9 @@ import yaml
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
-from apps import events
 from apps.chat.database import Database
 from apps.chat.migrate import migrate
 from apps.chat.models import Message
-from pulsartasks import Topic
 from tests.secure import SecretVolume, SecurePulsarServer
 from tests.services import CHECKOUT, LOOPBACK, Process, free_ports
 
@@ -38,13 +36,6 @@ NAMESPACE = "babblebox/apps"
 TENANT = NAMESPACE.partition("/")[0]
 ADMINISTRATOR = "topics"
 JOBS = CHECKOUT / "k8s" / "base" / "jobs.yaml"
-
-
-def forget_names() -> None:
-    """Have BabbleBox's topics ask anew in which namespace they are, which they do once in a process."""
-    for topic in vars(events).values():
-        if isinstance(topic, Topic):
-            vars(topic).pop("full_name", None)
 
 
 def _grants() -> dict[str, tuple[str, ...]]:

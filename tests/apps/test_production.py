@@ -18,7 +18,7 @@ from apps.events import MessageCreated, app, message_created, transcribed
 from pulsartasks import AuthenticationError, AuthorizationError, BrokerUnavailableError
 from pulsartasks.brokers.base import Broker
 from pulsartasks.catalog import CRASHES
-from tests.apps.production import HOST, NAMESPACE, ROLES, Person, Production, forget_names
+from tests.apps.production import HOST, NAMESPACE, ROLES, Person, Production
 from tests.secure import Authority, PulsarProxy, SecurePulsarServer, TokenKey, presented_by
 from tests.services import LOOPBACK, wait_until
 
@@ -46,10 +46,9 @@ Client = Callable[..., AbstractContextManager[Broker]]
 
 
 @pytest.fixture
-def client(production: Production, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+def client(production: Production, monkeypatch: pytest.MonkeyPatch) -> Client:
     """While a block runs, this process is a client of BabbleBox's topics in a role, with some settings changed."""
     monkeypatch.setenv("PULSARTASKS_NAMESPACE", NAMESPACE)
-    forget_names()
 
     def connected(role: str, *, host: str = HOST, **changed: object) -> AbstractContextManager[Broker]:
         env = production.environment(role)
@@ -57,8 +56,7 @@ def client(production: Production, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         url = env["PULSARTASKS_BROKER"].replace(HOST, host)
         return app.on_broker(f"{url}?{urlencode({**settings, **changed})}")
 
-    yield connected
-    forget_names()
+    return connected
 
 
 # Who is let in by the proxy, and for what

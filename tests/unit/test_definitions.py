@@ -360,3 +360,26 @@ def test_dead_letters_of_a_topic_are_where_its_handler_puts_them(name: str, subs
     def mail(order: int) -> None: ...
 
     assert orders.dead_letters(subscription).full_name == mail.topics.dead_letter
+
+
+def test_names_follow_the_environment_from_one_connection_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = PulsarTasks("shop")
+    orders, seen = app.topic("orders", schema=int), []
+
+    @app.task(topic=orders)
+    def mail(order: int) -> None:
+        seen.append(order)
+
+    assert orders.full_name == "persistent://public/default/shop.orders"  # and is remembered
+    monkeypatch.setenv("PULSARTASKS_NAMESPACE", "acme/live")
+    with app.testing(eager=True):
+        mail.delay(1)
+        orders.publish(2)
+        assert (orders.full_name, mail.topics.work) == ("persistent://acme/live/shop.orders",) * 2
+    monkeypatch.delenv("PULSARTASKS_NAMESPACE")
+    with app.testing(eager=True):
+        mail.delay(3)
+        orders.publish(4)
+
+    assert seen == [1, 2, 3, 4]
+    assert orders.full_name == "persistent://public/default/shop.orders"
