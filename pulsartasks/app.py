@@ -82,6 +82,7 @@ class PulsarTasks:
             ``sqlalchemy+postgresql+psycopg://user@host/database``, ``sqlalchemy+sqlite:///path/results.db``, or
             `pulsartasks.results.sqlalchemy.SQLAlchemyResults`.
         result_expires: seconds that results are kept; default: a day.
+        result_extended: keep the call's arguments, worker and topic with its result.
         middleware: goes around every publish and every attempt, the first one outermost.
         task_cls: the class of its tasks that have no ``base=`` of their own.
         claim_check: a `ClaimCheck`: what is large travels through its blob store; without one it is refused.
@@ -98,6 +99,7 @@ class PulsarTasks:
         namespace: str | None = None,
         results: str | ResultBackend = "topic",
         result_expires: float = 86_400.0,
+        result_extended: bool = False,
         middleware: Sequence[Middleware] = (),
         claim_check: Claims | None = None,
         task_cls: type[Task[..., Any, Any]] | None = None,
@@ -105,6 +107,7 @@ class PulsarTasks:
         qualify(name, app=name)  # refuses what could not begin a topic's name
         self.name = name
         self.result_expires = result_expires
+        self.result_extended = result_extended
         self.middleware = tuple(middleware)
         if not isinstance(claim_check, (Claims, type(None))):
             raise ConfigurationError(f"app {name!r}: write claim_check=ClaimCheck({claim_check!r})")

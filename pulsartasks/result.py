@@ -18,7 +18,7 @@ from pulsartasks.errors import (
 )
 from pulsartasks.graph import DependencyGraph
 from pulsartasks.publishing import Block
-from pulsartasks.results.base import LOOK_AGAIN, Progress, Result, ResultStore, newer
+from pulsartasks.results.base import LOOK_AGAIN, Extended, Progress, Result, ResultStore, newer
 from pulsartasks.serializers import PayloadCodec
 
 R_co = TypeVar("R_co", covariant=True)
@@ -53,7 +53,7 @@ class AsyncResult(Generic[R_co]):
         sent_here: bool = True,
     ) -> None:
         self.id = task_id
-        self.task = task
+        self.task = self.name = task
         self._store = store
         self._codec = codec
         self._revoke = revoke
@@ -254,6 +254,36 @@ class AsyncResult(Generic[R_co]):
         if result is None or result.error is None or result.state != "FAILURE":
             return None
         return result.error.traceback
+
+    @property
+    def retries(self) -> int | None:
+        """How many attempts came before the one that it knows of last; None if it knows of none."""
+        newest = self._look()
+        return None if newest is None else newest.retries
+
+    @property
+    def args(self) -> list[Any] | None:
+        """As JSON gives them, once it has ended; as `kwargs`, `worker` and `queue` None without ``result_extended``."""
+        return self._extended.args
+
+    @property
+    def kwargs(self) -> dict[str, Any] | None:
+        return self._extended.kwargs
+
+    @property
+    def worker(self) -> str | None:
+        """Host and process id."""
+        return self._extended.worker
+
+    @property
+    def queue(self) -> str | None:
+        """Full name of the topic of its task's calls."""
+        return self._extended.queue
+
+    @property
+    def _extended(self) -> Extended:
+        newest = self._look()
+        return Extended() if newest is None or newest.extended is None else newest.extended
 
     @property
     def seen(self) -> bool:

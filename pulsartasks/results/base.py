@@ -187,6 +187,17 @@ class CustomState(NamedTuple):
         return cls(name, msgspec.Raw(encoded))
 
 
+class Extended(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is kept of the call itself with ``result_extended=True``."""
+
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+    worker: str | None = None
+    """Host and process id."""
+    queue: str | None = None
+    """Full name of the topic of its task's calls."""
+
+
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one task ended; or, if its state is not one of `ENDED`, how far it is."""
 
@@ -207,6 +218,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """When the next attempt begins at the earliest, if the state is ``RETRY``; seconds since the epoch."""
     meta: Any = None
     """What goes with the state, if it has not ended."""
+    extended: Extended | None = None
 
     @property
     def ended(self) -> bool:

@@ -52,7 +52,7 @@ def dead_letter(run: Run, topic: str, death: Died, *, now: float) -> Publication
         message.EXCEPTION_MESSAGE: text_of(error)[:LONGEST_TRACEBACK],
         message.TRACEBACK: traceback_of(error)[-LONGEST_TRACEBACK:],
         message.ATTEMPTS: str(run.request.retries + 1),
-        message.WORKER: f"{socket.gethostname()}:{os.getpid()}",
+        message.WORKER: worker_name(),
         message.FAILED_AT: _iso(now),
         message.PUBLISHED_AT: _iso(run.first_published),
     }
@@ -61,6 +61,11 @@ def dead_letter(run: Run, topic: str, death: Died, *, now: float) -> Publication
         properties[message.EXCEPTION_MESSAGE] = properties[message.EXCEPTION_MESSAGE][:SHORT_STORY]
         properties[message.TRACEBACK] = properties[message.TRACEBACK][-SHORT_STORY:]
     return letter if check_size(letter) is None else _cut(letter)
+
+
+def worker_name() -> str:
+    """Which process it is, on which host."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _cut(letter: Publication) -> Publication:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 
@@ -14,14 +15,14 @@ from typing_extensions import assert_never
 
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
-from pulsartasks.errors import CallError, PulsarTasksError, TaskRevokedError
+from pulsartasks.errors import CallError, InvalidArgumentsError, PulsarTasksError, TaskRevokedError
 from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
-from pulsartasks.results.base import LONGEST_TEXT, RemoteError, Result, State, text_of
+from pulsartasks.results.base import LONGEST_TEXT, Extended, RemoteError, Result, State, text_of
 from pulsartasks.retry import backoff
-from pulsartasks.serializers import encode
+from pulsartasks.serializers import UNREADABLE, encode
 from pulsartasks.worker.follow_up import FollowUp
 from pulsartasks.worker.guard import Guard
-from pulsartasks.worker.letters import dead_letter, retry_copy
+from pulsartasks.worker.letters import dead_letter, retry_copy, worker_name
 from pulsartasks.worker.once import Once
 from pulsartasks.worker.results import ResultThread
 from pulsartasks.worker.run import Run
@@ -68,7 +69,7 @@ class Settler:
         apart = in_order or run.once or run.unique_key is not None or message.CANVAS in run.headers
         if isinstance(outcome, Succeeded) and run.wants_result and not apart:
             try:
-                packed = self._app.results.pack(_result(run, "SUCCESS", outcome.value), reply_to=run.reply_to)
+                packed = self._app.results.pack(self._result(run, "SUCCESS", outcome.value), reply_to=run.reply_to)
             except PulsarTasksError:
                 pass  # it is met again below, where there is an answer to it
             else:
@@ -140,7 +141,20 @@ class Settler:
 
     def _keep_result(self, run: Run, state: State, value: object = None, *, error: BaseException | None = None) -> None:
         if run.wants_result:
-            self._app.results.keep(_result(run, state, value, error=error), reply_to=run.reply_to)
+            self._app.results.keep(self._result(run, state, value, error=error), reply_to=run.reply_to)
+
+    def _result(self, run: Run, state: State, value: object = None, *, error: BaseException | None = None) -> Result:
+        return Result(
+            id=run.request.id,
+            task=run.request.task,
+            state=state,
+            value=msgspec.Raw(encode(value, what=f"the result of {run.request.task}()")),
+            error=None if error is None else RemoteError.capture(error),
+            retries=run.request.retries,
+            finished_at=time.time(),
+            progress=run.progress,
+            extended=_extended(run) if self._app.result_extended else None,
+        )
 
     def _finish(self, run: Run, outcome: Outcome) -> None:
         self._guard.settled(run.name, run.request.subscription, run.delivery)
@@ -154,17 +168,15 @@ def _has_ended(outcome: Outcome) -> bool:
     return not isinstance(outcome, Retried) and outcome != Skipped("copy")
 
 
-def _result(run: Run, state: State, value: object = None, *, error: BaseException | None = None) -> Result:
-    return Result(
-        id=run.request.id,
-        task=run.request.task,
-        state=state,
-        value=msgspec.Raw(encode(value, what=f"the result of {run.request.task}()")),
-        error=None if error is None else RemoteError.capture(error),
-        retries=run.request.retries,
-        finished_at=time.time(),
-        progress=run.progress,
-    )
+def _extended(run: Run) -> Extended:
+    """What is kept of the call itself; of its arguments nothing if they are large, since a result has to fit too."""
+    extended = Extended(worker=worker_name(), queue=run.route.task.topics.calls)
+    with suppress(InvalidArgumentsError, *UNREADABLE):  # the task may have put anything into them
+        arguments = encode([run.request.args, run.request.kwargs])
+        if run.unreadable is None and len(arguments) <= LONGEST_TEXT:
+            args, kwargs = msgspec.json.decode(arguments)
+            return msgspec.structs.replace(extended, args=args, kwargs=kwargs)
+    return extended
 
 
 def report(run: Run, outcome: Outcome) -> None:

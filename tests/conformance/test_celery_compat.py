@@ -6,6 +6,8 @@ option which test shows it, here or elsewhere.
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -272,6 +274,39 @@ def test_result_is_kept_or_not_as_the_call_says(app: PulsarTasks, start_worker: 
         ignored.get(PATIENCE)
     assert add.result(ignored.id).state == "PENDING"
     assert (add.using(ignore_result=True).s(1, 2) | add.s(3)).delay().get(PATIENCE) == 6
+
+
+def test_extended_result_tells_of_its_call_and_where_it_ran(
+    broker: BrokerUnderTest, name: str, results: str, start_worker: Workers
+) -> None:
+    app = PulsarTasks(name, broker.url, results=results, result_extended=True)
+
+    @app.task(bind=True, autoretry_for=(OSError,), default_retry_delay=0.05)
+    def divide(self: TaskContext, x: int, y: int, *, notes: list[Any] | None = None) -> float:
+        if self.retries == 0:
+            raise OSError("not yet")
+        if notes == ["spoil this"]:
+            notes.append(object())
+        return x / y
+
+    start_worker(app)
+    ended, failed = divide.delay(2, y=2), divide.apply_async((2,), {"y": 0})
+    unkept = [divide.delay(2, 2, notes=["x" * 20_000]), divide.delay(2, 2, notes=["spoil this"])]
+    assert ended.get(PATIENCE) == 1
+    with pytest.raises(ZeroDivisionError):
+        failed.get(PATIENCE)
+
+    for call in (ended, divide.result(ended.id)):
+        assert (call.name, call.args, call.kwargs, call.retries) == ("divide", [2], {"y": 2}, 1)
+        assert (call.worker, call.queue) == (f"{socket.gethostname()}:{os.getpid()}", divide.topics.calls)
+    assert (failed.args, failed.kwargs, failed.worker) == ([2], {"y": 0}, ended.worker)
+    for call in unkept:  # too much, and what is no JSON any more, harms nobody
+        assert (call.get(PATIENCE), call.args, call.kwargs, call.worker) == (1, None, None, ended.worker)
+    app.result_extended = False
+    plain = divide.delay(3, 3)
+    assert (plain.get(PATIENCE), plain.retries) == (1, 1)
+    assert (plain.args, plain.kwargs, plain.worker, plain.queue) == (None, None, None, None)
+    app.close()
 
 
 # Canvas
