@@ -53,6 +53,7 @@ class TaskKeywords(TypedDict, total=False):
     prefetch: int | None
     rate_limit: float | str | None
     ignore_result: bool
+    store_errors_even_if_ignored: bool
     track_started: bool
     throws: tuple[type[BaseException], ...]
     once: bool
@@ -128,6 +129,8 @@ class TaskOptions:
     each second. What must wait stays with the broker, and holds up no other task."""
     ignore_result: bool = False
     """Store no result; the call returns a handle whose ``get()`` says so."""
+    store_errors_even_if_ignored: bool = False
+    """Store a failure all the same."""
     track_started: bool = False
     """Tell the handle when a message is received and begun, which costs a message each time."""
     throws: tuple[type[BaseException], ...] = ()

@@ -70,8 +70,8 @@ class AsyncResult(Generic[R_co]):
         """Of the call before it in its canvas; known to whoever sent that."""
         self.children: list[AsyncResult[Any] | GroupResult[Any]] = []
         """Of what is called with its result; the same."""
-        self.durable = True
-        """Whether the call waits for a worker; else nobody may ever answer."""
+        self.doubt = ""
+        """The option because of which nobody may ever answer, if any."""
 
     def get(
         self,
@@ -83,14 +83,15 @@ class AsyncResult(Generic[R_co]):
         """The task's return value, as soon as the worker pushes it; nothing is polled.
 
         Args:
-            timeout: seconds to wait; None waits without end, which a task with ``durable=False`` does not allow.
+            timeout: seconds to wait; None waits without end, which a task does not allow that has ``durable=False`` or
+                keeps no result but that of a failure.
             on_message: is called meanwhile with each state of the call, and at last with its end, as a dict with
                 ``task_id``, ``status``, ``result`` (see `info`), ``traceback`` and ``children``.
             propagate: False: what the task raised is given back instead, though no type checker knows.
 
         Raises:
-            InvalidArgumentsError: no timeout, and the task has ``durable=False``; or `on_message`, and the call was
-                made elsewhere, so that its states are not pushed to this process.
+            InvalidArgumentsError: no timeout where one is needed; or `on_message`, and the call was made elsewhere, so
+                that its states are not pushed to this process.
             ResultTimeoutError: nothing came within `timeout`; the task may still run.
             PulsarTasksError: the task keeps no results (``ignore_result=True``), the call was not sent yet, or it was
                 told to `forget`.
@@ -146,8 +147,8 @@ class AsyncResult(Generic[R_co]):
     def _check(self, timeout: float | None) -> None:
         if self._forgotten:
             raise PulsarTasksError(f"the result of {self.task}[{self.id}] was forgotten by forget()")
-        if timeout is None and not self.durable:
-            raise InvalidArgumentsError(f"{self.task} has durable=False, so its result may never come: give a timeout")
+        if timeout is None and self.doubt:
+            raise InvalidArgumentsError(f"{self.task} has {self.doubt}, so its result may never come: give a timeout")
         if self.block is not None and self.block.unsent:
             raise PulsarTasksError(f"no result of {self.task}[{self.id}]: {self.block.unsent}")
 
@@ -302,7 +303,7 @@ class AsyncResult(Generic[R_co]):
     @property
     def source(self) -> object:
         """Where its result comes from; what compares equal can be waited for together."""
-        return self._store, self._sent_here, self.durable, "" if self.block is None else self.block.unsent
+        return self._store, self._sent_here, self.doubt, "" if self.block is None else self.block.unsent
 
     def _look(self) -> Result | None:
         """Its result, or how far it is.

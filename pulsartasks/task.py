@@ -463,14 +463,19 @@ class Task(Handlers, Generic[P, R, C]):
         self, headers: Mapping[str, str], *, sent_here: bool, eta: float | None = None, block: Block | None = None
     ) -> AsyncResult[R]:
         task_id = headers[TASK_ID]
-        store = None if self.ignores_result(headers) else self._host.results
+        ignored = self.ignores_result(headers)
+        errors_alone = ignored and self.options.store_errors_even_if_ignored
+        store = None if ignored and not errors_alone else self._host.results
         due = None if eta is None else datetime.fromtimestamp(eta, timezone.utc)
         revoke = functools.partial(self._host.revoke, task_id, eta=due)
         call: AsyncResult[R] = AsyncResult(
             task_id, store, self.result_codec, task=self.name, revoke=revoke, sent_here=sent_here
         )
         call.block = block
-        call.durable = self.options.durable
+        if not self.options.durable:
+            call.doubt = "durable=False"
+        elif errors_alone:
+            call.doubt = "ignore_result=True"
         return call
 
     def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
@@ -494,12 +499,12 @@ class Task(Handlers, Generic[P, R, C]):
         properties = {**options.headers, TASK: self.name, TASK_ID: options.task_id or new_task_id(now)}
         if options.ignore_result is not None:
             properties[IGNORE_RESULT] = "1" if options.ignore_result else "0"
-        if not self.ignores_result(properties):
+        if not self.ignores_result(properties) or self.options.store_errors_even_if_ignored:
             properties[REPLY_TO] = self._host.results.reply_to
         return properties
 
     def ignores_result(self, headers: Mapping[str, str]) -> bool:
-        """Whether no result is kept of a call with these headers."""
+        """Whether no result is kept of a call with these headers, or that of a failure alone."""
         said = headers.get(IGNORE_RESULT)
         return self.options.ignore_result if said is None else said == "1"
 

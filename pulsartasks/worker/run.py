@@ -113,6 +113,12 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
             and self.headers.get(message.TASK_ID) == self.request.id
         )
 
+    @property
+    def wants_error(self) -> bool:
+        """Whether its result is kept if it is a failure."""
+        stores = self.task is not None and self.task.options.store_errors_even_if_ignored
+        return self.wants_result or (stores and self.headers.get(message.TASK_ID) == self.request.id)
+
 
 def run_key(run: Run) -> Key:
     """What all copies of a message have in common: the executor gives them one id, the call's or the first one's."""

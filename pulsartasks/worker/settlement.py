@@ -140,7 +140,7 @@ class Settler:
             self._follow_up.follow(run, outcome)
 
     def _keep_result(self, run: Run, state: State, value: object = None, *, error: BaseException | None = None) -> None:
-        if run.wants_result:
+        if run.wants_error if state == "FAILURE" else run.wants_result:
             self._app.results.keep(self._result(run, state, value, error=error), reply_to=run.reply_to)
 
     def _result(self, run: Run, state: State, value: object = None, *, error: BaseException | None = None) -> Result:

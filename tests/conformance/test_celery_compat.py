@@ -27,6 +27,7 @@ from pulsartasks import (
     GroupResult,
     Ignore,
     IncompleteStream,
+    InvalidArgumentsError,
     MaxRetriesExceededError,
     PulsarTasks,
     PulsarTasksError,
@@ -679,6 +680,31 @@ def test_what_waits_for_its_turn_goes_to_another_worker_when_this_one_stops(
 
 def _same(number: int) -> int:
     return number
+
+
+def test_error_is_stored_though_the_result_is_ignored_and_a_success_is_not(
+    broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers
+) -> None:
+    @app.task(ignore_result=True, store_errors_even_if_ignored=True)
+    def divide(x: int, y: int) -> float:
+        return x / y
+
+    start_worker(app)
+    succeeded, failed = divide.delay(4, 2), divide.delay(4, 0)
+    with pytest.raises(ZeroDivisionError):
+        failed.get(PATIENCE)
+    wait_until(lambda: broker.backlog(divide.topics.work, divide.subscription) == 0, "not both were settled")
+
+    for call in (failed, divide.result(failed.id)):
+        assert call.state == "FAILURE"
+        assert "return x / y" in (call.traceback or "")
+    for call in (succeeded, divide.result(succeeded.id)):
+        assert call.state == "PENDING"
+        with pytest.raises(InvalidArgumentsError, match="has ignore_result=True, so its result may never come"):
+            call.get()
+    steps = (divide.s(4, 0) | divide.s(2)).delay()
+    with pytest.raises(ZeroDivisionError):
+        steps.get(PATIENCE)
 
 
 # Signals
