@@ -47,6 +47,7 @@ from pulsartasks.results.base import Failure, Progress
 from pulsartasks.schedule import Schedule, crontab, every
 from pulsartasks.shared import shared_task
 from pulsartasks.signature import Signature
+from pulsartasks.stamping import StampingVisitor
 from pulsartasks.task import INJECTED, Task
 from pulsartasks.topic import Tail, Topic
 
@@ -90,6 +91,7 @@ __all__ = [
     "Schedule",
     "Signature",
     "SoftTimeLimitExceeded",
+    "StampingVisitor",
     "SubscriptionBusyError",
     "Tail",
     "Task",

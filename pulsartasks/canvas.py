@@ -19,6 +19,7 @@ from pulsartasks.errors import InvalidArgumentsError
 from pulsartasks.message import Publication, new_task_id
 from pulsartasks.publishing import Publishing
 from pulsartasks.result import AsyncResult, GroupResult
+from pulsartasks.stamping import Stamping, StampingVisitor
 from pulsartasks.steps import Gather, Parts, Steps, messages
 from pulsartasks.topics import namespace_of
 
@@ -140,6 +141,19 @@ class Canvas(ABC, Generic[H_co]):
         """`link_error` that gives back the canvas itself."""
         self.link_error(errback)
         return self
+
+    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **stamps: Any) -> Self:
+        """Label each call in it, and each that is linked to it by now, with `stamps` (data) and what `visitor` says at
+        its place; the task reads them from ``self.request.stamps``. Gives back itself.
+
+        A stamp that is given again replaces the one before; with `append_stamps` both are in a list.
+        """
+        self.take(Stamping(visitor or StampingVisitor(), stamps, append_stamps))
+        return self
+
+    @abstractmethod
+    def take(self, stamping: Stamping) -> None:
+        """Take stamps, and hand them on to what is in it."""
 
     @property
     @abstractmethod
@@ -319,6 +333,9 @@ class chain(_Compound[H_co]):  # noqa: N801 - Celery's name
         plan: Plan[H_co] = _in_sequence([*unrolled, last], self._own(place), draft)
         return plan
 
+    def take(self, stamping: Stamping) -> None:
+        stamping.parts(self, stamping.visitor.on_chain_start, stamping.visitor.on_chain_end, of=self)
+
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.tasks))
 
@@ -356,6 +373,9 @@ class group(_Compound[GroupResult[R_co]]):  # noqa: N801 - Celery's name
             return Plan([Parts(parts)], handle, errbacks)
         draft.add(draft.host, draft.host.chords)
         return Plan([Gather(draft.host.chords, new_task_id(draft.host.clock.now()), parts, errbacks)], handle, errbacks)
+
+    def take(self, stamping: Stamping) -> None:
+        stamping.parts(self, stamping.visitor.on_group_start, stamping.visitor.on_group_end, of=self)
 
     def skew(self, start: float = 1.0, stop: float | None = None, step: float = 1.0) -> Self:
         """Give its parts countdowns that rise by `step` seconds from `start` to `stop` (then all over again)."""
@@ -405,6 +425,14 @@ class chord(_Compound[AsyncResult[R_co]]):  # noqa: N801 - Celery's name
         if self.body is None:
             raise InvalidArgumentsError("this chord has no body; write chord(parts, body)")
         return _in_sequence([self.header, self.body], self._own(place), draft)
+
+    def take(self, stamping: Stamping) -> None:
+        visitor = stamping.visitor
+        stamping.parts(self.header, visitor.on_chord_header_start, visitor.on_chord_header_end, of=self)
+        behind = stamping.at(visitor.on_chord_body, self)
+        behind.links(self)
+        if self.body is not None:
+            self.body.take(behind)
 
     def __call__(self, *args: Any, **kwargs: Any) -> AsyncResult[R_co]:
         """Send it; without a body yet the one argument is the body."""

@@ -12,11 +12,14 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import msgspec
+
+from pulsartasks.serializers import UNREADABLE
 
 TASK = "pt-task"
 TASK_ID = "pt-id"
@@ -37,6 +40,8 @@ UNIQUE = "pt-unique"
 """What the call had to be the only one of."""
 IGNORE_RESULT = "pt-ignore-result"
 """``1`` or ``0`` in a call that says itself whether its result is kept, instead of its task."""
+STAMPS = "pt-stamps"
+"""What the call was labelled with: a JSON object."""
 RESERVED_PREFIX = "pt-"
 
 ATTEMPT = "RECONSUMETIMES"
@@ -67,7 +72,9 @@ CUT = "pt-cut"
 
 _DEATH = (REASON, EXCEPTION_TYPE, EXCEPTION_MESSAGE, TRACEBACK, ATTEMPTS, WORKER, FAILED_AT, PUBLISHED_AT, CUT)
 _RETRY = (ATTEMPT, DELAY, REAL_TOPIC, REAL_SUBSCRIPTION, ORIGIN_MESSAGE_ID, OLD_ORIGIN_MESSAGE_ID, ETA, EXPIRES)
-OURS = frozenset((TASK, TASK_ID, REPLY_TO, CLAIM, UNIQUE, TICK, CANVAS, SINGLE, IGNORE_RESULT, *_DEATH, *_RETRY))
+OURS = frozenset(
+    (TASK, TASK_ID, REPLY_TO, CLAIM, UNIQUE, TICK, CANVAS, SINGLE, IGNORE_RESULT, STAMPS, *_DEATH, *_RETRY)
+)
 """All headers that are not the caller's own."""
 
 
@@ -145,6 +152,18 @@ class Request(msgspec.Struct, frozen=True):  # a Struct, since one is made for e
     """Seconds since the epoch."""
     called_directly: bool = True
     """The function was called as a plain function: there is no message."""
+
+    @property
+    def stamps(self) -> dict[str, Any]:
+        """What its call was stamped with; see `Canvas.stamp`."""
+        with suppress(*UNREADABLE):  # anybody may have written it
+            return msgspec.json.decode(self.headers.get(STAMPS, "{}"), type=dict[str, Any])
+        return {}
+
+    @property
+    def stamped_headers(self) -> list[str]:
+        """The names of `stamps`."""
+        return list(self.stamps)
 
     @property
     def dead_letter(self) -> DeadLetter | None:

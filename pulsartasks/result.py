@@ -282,6 +282,11 @@ class AsyncResult(Generic[R_co]):
         return self._extended.queue
 
     @property
+    def stamps(self) -> dict[str, Any] | None:
+        """What it was labelled with; see `Canvas.stamp`."""
+        return self._extended.stamps
+
+    @property
     def _extended(self) -> Extended:
         newest = self._look()
         return Extended() if newest is None or newest.extended is None else newest.extended

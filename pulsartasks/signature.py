@@ -13,9 +13,11 @@ from typing_extensions import Self, Unpack
 
 from pulsartasks.canvas import CallKeywords, Canvas, Draft, Host, Links, Place, Plan, as_links
 from pulsartasks.errors import ConfigurationError, InvalidArgumentsError
-from pulsartasks.message import LATEST_ETA, LONGEST_ID, RESERVED_PREFIX, Publication
+from pulsartasks.message import LATEST_ETA, LONGEST_ID, RESERVED_PREFIX, STAMPS, Publication
 from pulsartasks.options import check_names
 from pulsartasks.result import AsyncResult
+from pulsartasks.serializers import encode
+from pulsartasks.stamping import Stamping
 from pulsartasks.steps import Step
 
 R_co = TypeVar("R_co", covariant=True)
@@ -160,12 +162,15 @@ class Signature(Canvas[AsyncResult[R_co]]):
         self.call_options = options
         self.immutable = immutable
         """It keeps its arguments, whatever comes before it."""
+        self.stamps: Mapping[str, Any] = {}
+        """By name; see `stamp`."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those of `call_options` that it was given, as Celery has them."""
-        given = ((each.name, getattr(self.call_options, each.name)) for each in fields(CallOptions))
-        return {name: value for name, value in given if value != getattr(DEFAULTS, name)}
+        """Those of `call_options` that it was given, and its stamps, as Celery has them."""
+        all_options = ((each.name, getattr(self.call_options, each.name)) for each in fields(CallOptions))
+        given = {name: value for name, value in all_options if value != getattr(DEFAULTS, name)}
+        return {**given, **self.stamps, "stamped_headers": list(self.stamps)} if self.stamps else given
 
     def publication(self) -> Publication:
         """The message that this call is, with a fresh id each time.
@@ -173,7 +178,12 @@ class Signature(Canvas[AsyncResult[R_co]]):
         Raises:
             InvalidArgumentsError: the arguments do not fit.
         """
-        return self.target.compose(self.args, self.kwargs, self.call_options)
+        publication = self.target.compose(self.args, self.kwargs, self.call_options)
+        return msgspec.structs.replace(publication, properties={**publication.properties, **self._label})
+
+    @property
+    def _label(self) -> dict[str, str]:
+        return {STAMPS: encode(self.stamps, what=f"a stamp of {self!r}").decode()} if self.stamps else {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> R_co:
         """Call the task's function here and now, as `Task` does."""
@@ -192,17 +202,23 @@ class Signature(Canvas[AsyncResult[R_co]]):
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]
     ) -> Signature[R_co]:
         """A copy with `args` before its own, and with these kwargs and options too."""
-        return Signature(
+        copy: Signature[R_co] = Signature(
             self.target,
             (*args, *self.args),
             {**self.kwargs, **(kwargs or {})},
             self.call_options.changed(options),
             immutable=self.immutable,
         )
+        copy.stamps = self.stamps
+        return copy
 
     def set(self, **options: Unpack[CallKeywords]) -> Self:
         self.call_options = self.call_options.changed(options)
         return self
+
+    def take(self, stamping: Stamping) -> None:
+        stamping.links(self)
+        self.stamps = stamping.at(stamping.visitor.on_signature, self).over(self.stamps)
 
     @property
     def links(self) -> Sequence[Canvas[Any]]:
@@ -226,8 +242,7 @@ class Signature(Canvas[AsyncResult[R_co]]):
             link_error=(*as_links(options.link_error), *place.errbacks),
         )
         step, handle = self.target.step(args, kwargs, options, draft, preceded=place.preceded and not self.immutable)
-        if self.immutable:
-            step = msgspec.structs.replace(step, immutable=True)
+        step = msgspec.structs.replace(step, immutable=self.immutable, headers={**step.headers, **self._label})
         handle.parent = place.parent
         if isinstance(place.parent, AsyncResult):
             place.parent.children.append(handle)

@@ -41,6 +41,7 @@ FACE = (
     "unique",
     "graph",
     "result",
+    "stamping",
     "canvas",
     "signature",
     "context",

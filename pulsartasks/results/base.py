@@ -196,6 +196,7 @@ class Extended(msgspec.Struct, frozen=True, omit_defaults=True):
     """Host and process id."""
     queue: str | None = None
     """Full name of the topic of its task's calls."""
+    stamps: dict[str, Any] | None = None
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):

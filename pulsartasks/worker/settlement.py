@@ -170,7 +170,7 @@ def _has_ended(outcome: Outcome) -> bool:
 
 def _extended(run: Run) -> Extended:
     """What is kept of the call itself; of its arguments nothing if they are large, since a result has to fit too."""
-    extended = Extended(worker=worker_name(), queue=run.route.task.topics.calls)
+    extended = Extended(worker=worker_name(), queue=run.route.task.topics.calls, stamps=run.request.stamps or None)
     with suppress(InvalidArgumentsError, *UNREADABLE):  # the task may have put anything into them
         arguments = encode([run.request.args, run.request.kwargs])
         if run.unreadable is None and len(arguments) <= LONGEST_TEXT:

@@ -20,6 +20,7 @@ from pulsartasks import (
     GroupResult,
     PulsarTasks,
     Signature,
+    StampingVisitor,
     Tail,
     TaskContext,
     Topic,
@@ -131,6 +132,11 @@ def calls() -> None:
     double([1, 2])
 
 
+class Numbering(StampingVisitor):
+    def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any]:
+        return {"number": 1, "stamped_headers": ["number"]}
+
+
 def canvases() -> None:
     assert_type((add.s(1) | shared.s()).delay(), AsyncResult[str])
     assert_type(chain(add.s(1, 2), add.s(3), shared.s())(), AsyncResult[str])
@@ -139,6 +145,7 @@ def canvases() -> None:
     assert_type(chord([add.s(1, 2), shared.s(3)], shared.s()).delay(), AsyncResult[str])
     assert_type(add.chunks([(1, 2), (3, 4)], 1)().get(), list[list[int]])
     add.apply_async((1, 2), link=shared.s(), link_error=[shared.si(1)])
+    assert_type(add.s(1, 2).stamp(Numbering(), append_stamps=True, order="7").delay(), AsyncResult[int])
 
 
 async def calls_of_coroutines() -> None:
@@ -164,6 +171,7 @@ def results(call: AsyncResult[int]) -> None:
     assert_type(wait.result("id").get(), str)
     assert_type(call.ready(), bool)
     assert_type(call.traceback, str | None)
+    assert_type(call.kwargs, dict[str, Any] | None)
     call.revoke(terminate=True)
 
 

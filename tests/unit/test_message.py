@@ -8,6 +8,7 @@ import pytest
 
 from pulsartasks.message import (
     DeadLetter,
+    Request,
     milliseconds,
     new_task_id,
     read_int,
@@ -51,6 +52,11 @@ def test_dead_letter_is_read_from_its_headers() -> None:
         topic="persistent://public/default/orders",
         subscription="billing",
     )
+
+
+@pytest.mark.parametrize("written", ["", "order 7", "[7]", "[" * 100_000])
+def test_what_is_no_stamps_is_none(written: str) -> None:
+    assert Request(headers={"pt-stamps": written}).stamps == {}
 
 
 def test_message_without_a_reason_is_no_dead_letter_of_ours() -> None:

@@ -47,6 +47,7 @@ PUBLIC = {
     "Schedule",
     "Signature",
     "SoftTimeLimitExceeded",
+    "StampingVisitor",
     "SubscriptionBusyError",
     "Tail",
     "Task",
