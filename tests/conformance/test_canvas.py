@@ -388,7 +388,8 @@ def test_starmap_and_chunks_call_the_task_for_many_in_one_message(sums: Sums, st
     negated: list[Any] = negate.starmap([(1,), (2,)]).delay().get(PATIENCE)
     assert negated == [["negate.starmap", -1], ["negate.starmap", -2]]
     chunks = sums.add.chunks(zip(range(25), range(25), strict=True), 10)
-    assert [len(part) for part in chunks.delay().get(PATIENCE)] == [10, 10, 5]
+    assert [len(part) for part in chunks().get(PATIENCE)] == [10, 10, 5]
+    assert [len(part) for part in chunks.apply_async().get(PATIENCE)] == [10, 10, 5]
     assert [len(part) for part in chunks.group().skew(0, step=0)().get(PATIENCE)] == [10, 10, 5]
     assert (sums.add.starmap([(1, 1), (2, 2)]) | sums.total.s()).delay().get(PATIENCE) == 6
     with pytest.raises(InvalidArgumentsError, match="'y'"):

@@ -138,6 +138,15 @@ def test_part_that_fails_fails_the_body_and_calls_its_errback_once(running: Sums
     assert (failure.task, failure.message, label) == ("fail", "nobody can", "body")
 
 
+def test_errback_of_the_parts_is_called_for_each_that_fails_besides_that_of_the_chord(running: Sums) -> None:
+    parts = group(running.fail.s(), running.fail.s(), running.add.s(1, 1)).on_error(running.note.s("part"))
+
+    chord(parts, running.total.s()).on_error(running.note.s("body")).delay()
+
+    wait_until(lambda: len(running.failures()) == 3, "not every errback was called")
+    assert sorted(label for _, label in running.failures()) == ["body", "part", "part"]
+
+
 def test_chord_that_fails_within_another_fails_that_too(running: Sums) -> None:
     inner = chord([running.fail.s(), running.add.s(1, 1)], running.total.s())
     outer = chord([inner, running.add.s(1, 1)], running.total.s()).on_error(running.note.s("outer"))
