@@ -21,10 +21,8 @@ from tools import downloads, packages
 from tools.terminal import SetupError
 
 T = TypeVar("T")
-Server = TypeVar("Server", bound=services.PulsarServer)
 
 PULSAR: pytest.StashKey[Future[services.PulsarServer]] = pytest.StashKey()
-SECURE_PULSAR: pytest.StashKey[Future[secure.SecurePulsarServer]] = pytest.StashKey()
 CLEANUP: pytest.StashKey[ExitStack] = pytest.StashKey()
 KILLERS = ("after_the_broker_came_back[killed]", "power_cut")
 """Tests that kill the shared Pulsar, the one that waits longest for its return at the end."""
@@ -58,14 +56,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     if any(item.get_closest_marker("pulsar") for item in session.items):
         _pulsar(session.config)
-    if any(item.get_closest_marker("tls") for item in session.items):
-        _secure_pulsar(session.config)
 
 
 def _group(item: pytest.Item) -> str | None:
     """Tests of one group are run by one process of several, since they share what is slow to make; None: any may."""
     if any(name in item.nodeid for name in KILLERS):
-        return "killers"
+        return None  # which come behind all groups
     if item.get_closest_marker("tls"):
         return "tls"
     if "assembly" in getattr(item, "fixturenames", ()):
@@ -91,9 +87,12 @@ def java_jars() -> Path:
 
 
 @pytest.fixture(scope="session")
-def secure_pulsar(pytestconfig: pytest.Config) -> secure.SecurePulsarServer:
+def secure_pulsar(service_folder: Path) -> Iterator[secure.SecurePulsarServer]:
     """A second Pulsar, with TLS, tokens and permissions: `.url(role)`, `.tokens`, `.authority`."""
-    return _available(_secure_pulsar(pytestconfig).result)
+    server = secure.SecurePulsarServer(_available(downloads.pulsar), service_folder / "secure")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -155,35 +154,21 @@ def service_folder(pytestconfig: pytest.Config) -> Path:
 
 def _pulsar(config: pytest.Config) -> Future[services.PulsarServer]:
     if PULSAR not in config.stash:
-        config.stash[PULSAR] = _in_background(config, lambda: services.PulsarServer(*_home(config, "pulsar")))
+        folder = _folder(config)
+
+        def start() -> services.PulsarServer:
+            server = services.PulsarServer(downloads.pulsar(), folder / "pulsar")
+            server.start()
+            return server
+
+        pool = ThreadPoolExecutor(1, thread_name_prefix="pulsar")
+        config.stash[PULSAR] = pool.submit(start)
+        pool.shutdown(wait=False)
+        config.stash[CLEANUP].callback(_stop, config.stash[PULSAR])
     return config.stash[PULSAR]
 
 
-def _secure_pulsar(config: pytest.Config) -> Future[secure.SecurePulsarServer]:
-    if SECURE_PULSAR not in config.stash:
-        starting = _in_background(config, lambda: secure.SecurePulsarServer(*_home(config, "secure")))
-        config.stash[SECURE_PULSAR] = starting
-    return config.stash[SECURE_PULSAR]
-
-
-def _home(config: pytest.Config, name: str) -> tuple[Path, Path]:
-    return downloads.pulsar(), _folder(config) / name
-
-
-def _in_background(config: pytest.Config, make: Callable[[], Server]) -> Future[Server]:
-    def start() -> Server:
-        server = make()
-        server.start()
-        return server
-
-    pool = ThreadPoolExecutor(1, thread_name_prefix="pulsar")
-    starting = pool.submit(start)
-    pool.shutdown(wait=False)
-    config.stash[CLEANUP].callback(_stop, starting)
-    return starting
-
-
-def _stop(starting: Future[Server]) -> None:
+def _stop(starting: Future[services.PulsarServer]) -> None:
     if starting.exception() is None:
         starting.result().stop()
 

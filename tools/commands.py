@@ -13,7 +13,7 @@ from pathlib import Path
 from tools import downloads, environment, kubernetes, locks, packages
 from tools.terminal import SetupError, say
 
-TEST_PROCESSES = 2
+TEST_PROCESSES = 3
 DOWNLOADS: dict[str, Callable[[], Path]] = {
     "compose-spec": downloads.compose_spec,
     "pulsar": downloads.pulsar,

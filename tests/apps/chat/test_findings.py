@@ -126,7 +126,7 @@ def worker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("DATABASE_URL", settings.database_url)
     monkeypatch.setenv("BLOB_STORE", settings.blob_store)
     monkeypatch.setenv("SECRET_KEY", settings.secret_key)
-    # Those of the other apps are there if another test of this process imported them, which the chat's worker never does.
+    # The other apps' are there where another test of this process imported them, as the chat's worker never does.
     own = {name: task for name, task in app.tasks.items() if task.function.__module__ == tasks.__name__}
     monkeypatch.setattr(app, "_tasks", own)
     with app.testing(eager=True):
