@@ -179,6 +179,8 @@ class Signature(Canvas[AsyncResult[R_co]]):
             InvalidArgumentsError: the arguments do not fit.
         """
         publication = self.target.compose(self.args, self.kwargs, self.call_options)
+        if not self.stamps:
+            return publication
         return msgspec.structs.replace(publication, properties={**publication.properties, **self._label})
 
     @property

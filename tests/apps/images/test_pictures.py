@@ -133,7 +133,11 @@ def test_a_wide_colour_profile_is_brought_to_what_browsers_assume() -> None:
     assert corners(render(encoded(four_corners(), "PNG", icc_profile=swapped))["large"])[0] == GREEN
 
 
-@pytest.mark.parametrize("profile", [b"nonsense", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()])
+@pytest.mark.parametrize(
+    "profile",
+    [b"nonsense", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()],
+    ids=["nonsense", "LAB"],  # a profile has the second in it in which it was made
+)
 def test_a_profile_that_does_not_fit_is_passed_over(profile: bytes) -> None:
     made = render(encoded(four_corners(), "JPEG", icc_profile=profile))
 
