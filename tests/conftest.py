@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,8 +24,10 @@ T = TypeVar("T")
 
 PULSAR: pytest.StashKey[Future[services.PulsarServer]] = pytest.StashKey()
 CLEANUP: pytest.StashKey[ExitStack] = pytest.StashKey()
-KILLERS = ("after_the_broker_came_back[killed]", "power_cut")
-"""Tests that kill the shared Pulsar, the one that waits longest for its return at the end."""
+LONG = ("tests/apps/browser/", "tests/faults/")
+"""Tests that are run one after the other and take minutes: first, so that nobody waits for them at the end."""
+KILLERS = ("after_the_broker_came_back[killed]", "keeps_a_subscription_through_a_power_cut")
+"""Tests that kill the shared Pulsar: at the end, the one that waits longest for its return behind the other."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,8 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PULSARTASKS_STATE_DIR"] = str(_folder(config) / "state")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, object, object]:
     """Every test with the fixture `pulsar_server` can be chosen by ``-m pulsar``, and `secure_pulsar` by ``-m tls``."""
     for item in items:
         if "pulsar_server" in getattr(item, "fixturenames", ()):
@@ -45,17 +47,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.tls)
         if (group := _group(item)) is not None:
             item.add_marker(pytest.mark.xdist_group(group))
+    result = yield
+    items.sort(key=_turn)
+    return result
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Starts Pulsar beside the first tests, so that hardly anybody waits for it."""
-    # A killed Pulsar says that it is healthy before it can make topics again ("not enough non-faulty bookies"),
-    # for a minute at times, so whoever kills the shared one does it when the others are done.
-    session.items.sort(key=lambda item: next((n for n, name in enumerate(KILLERS, 1) if name in item.nodeid), 0))
     if session.config.option.collectonly:
         return
     if any(item.get_closest_marker("pulsar") for item in session.items):
         _pulsar(session.config)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Which tests come before which others; those of one turn in any order."""
+    # A killed Pulsar says that it is healthy before it can make topics again ("not enough non-faulty bookies"),
+    # for a minute at times.
+    for turn, name in enumerate(KILLERS, 2):
+        if name in item.nodeid:
+            return turn
+    return 0 if item.nodeid.startswith(LONG) else 1
 
 
 def _group(item: pytest.Item) -> str | None:

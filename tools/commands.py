@@ -13,7 +13,7 @@ from pathlib import Path
 from tools import downloads, environment, kubernetes, locks, packages
 from tools.terminal import SetupError, say
 
-TEST_PROCESSES = 3
+TEST_PROCESSES = 4
 DOWNLOADS: dict[str, Callable[[], Path]] = {
     "compose-spec": downloads.compose_spec,
     "pulsar": downloads.pulsar,
@@ -70,8 +70,8 @@ def _run(arguments: Sequence[str]) -> None:
 def _test(arguments: Sequence[str]) -> None:
     """Becomes pytest; for all tests in several processes, each with servers of its own: most of the time they wait."""
     _set_up_tests()
-    parallel = [] if arguments else ["-n", str(TEST_PROCESSES), "--dist", "loadgroup"]
-    _become_python(["-m", "pytest", *parallel, *arguments])
+    parallel = ["-n", str(TEST_PROCESSES), "--dist=loadgroup", "--no-loadscope-reorder"]
+    _become_python(["-m", "pytest", *(arguments or parallel)])
 
 
 def _python(arguments: Sequence[str]) -> None:
