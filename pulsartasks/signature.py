@@ -185,7 +185,7 @@ class Signature(Canvas[AsyncResult[R_co]]):
 
     @property
     def _label(self) -> dict[str, str]:
-        return {STAMPS: encode(self.stamps, what=f"a stamp of {self!r}").decode()} if self.stamps else {}
+        return {STAMPS: encode(self.stamps, what=f"a stamp of {self!r}").decode()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> R_co:
         """Call the task's function here and now, as `Task` does."""
@@ -244,7 +244,10 @@ class Signature(Canvas[AsyncResult[R_co]]):
             link_error=(*as_links(options.link_error), *place.errbacks),
         )
         step, handle = self.target.step(args, kwargs, options, draft, preceded=place.preceded and not self.immutable)
-        step = msgspec.structs.replace(step, immutable=self.immutable, headers={**step.headers, **self._label})
+        if self.immutable:
+            step = msgspec.structs.replace(step, immutable=True)
+        if self.stamps:
+            step = msgspec.structs.replace(step, headers={**step.headers, **self._label})
         handle.parent = place.parent
         if isinstance(place.parent, AsyncResult):
             place.parent.children.append(handle)

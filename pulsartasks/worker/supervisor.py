@@ -35,10 +35,10 @@ SAME_SIGNAL = 0.5
 """Seconds within which two signals are one."""
 LAST_GRACE = 5.0
 """Seconds beyond the grace that a child has to close its connections."""
-
 ARENAS = "2"
 """Heaps of glibc in a child. Of its own it has eight for each core, over which threads spread that take turns anyway:
-over a million tasks a child grew by 8 MB so, and by 1 MB with two, at the same pace."""
+over a million tasks a child grew by 8 MB so, and by 1.5 MB with two, at the same pace."""
+
 PROCESS_ONE = 1
 """What a container is started with, which the system gives every process whose parent has ended."""
 
