@@ -911,6 +911,7 @@ def test_consumer_and_publisher_go_on_after_the_broker_came_back(
             received.extend(values([delivery]))
             delivery.acknowledge()
         [running] = take(consumer, 1)
+        wait_until(lambda: len(confirmed) > 10, "the running one was not confirmed")  # else it is published again
 
         pulsar_server.restart(kill=kill)
 
