@@ -26,16 +26,16 @@ def describe(celsius: float, unit: str) -> str:
 
 def main() -> None:
     result = chain(fetch.s("Oslo"), to_celsius.s(), describe.s("°C")).delay()
-    print("Oslo:           ", result.get(timeout=10))
+    print("Oslo:           ", result.get(timeout=30))
     before = result.parent
-    print("the step before:", before.get(timeout=10) if before else None)
+    print("the step before:", before.get(timeout=30) if before else None)
 
     forecast = fetch.s() | to_celsius.s() | describe.s("°C")  # the same, still without a city
-    print("Cairo:          ", forecast.delay("Cairo").get(timeout=10))
+    print("Cairo:          ", forecast.delay("Cairo").get(timeout=30))
 
     nowhere = forecast.delay("Atlantis")
     try:
-        nowhere.get(timeout=10)
+        nowhere.get(timeout=30)
     except KeyError as error:
         print("Atlantis:        the last step ends in what the first one raised:", repr(error))
 

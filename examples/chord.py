@@ -23,11 +23,11 @@ def add_up(counts: list[dict[str, int]]) -> dict[str, int]:
 
 
 def main() -> None:
-    words = chord([count.s(page) for page in PAGES], add_up.s()).delay().get(timeout=10)
+    words = chord([count.s(page) for page in PAGES], add_up.s()).delay().get(timeout=30)
     print("words:  ", {word: words[word] for word in ("the", "cat", "dog")})
 
     try:
-        chord([count.s("one"), count.s("four"), count.s("two")], add_up.s()).delay().get(timeout=10)
+        chord([count.s("one"), count.s("four"), count.s("two")], add_up.s()).delay().get(timeout=30)
     except ChordError as error:
         print("refused:", error)
 

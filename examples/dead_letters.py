@@ -20,9 +20,9 @@ def charge(article: str) -> int:
 
 def main() -> None:
     charges = [charge.delay(article) for article in ("tea", "coffee")]
-    print("tea:   ", charges[0].get(timeout=10))
+    print("tea:   ", charges[0].get(timeout=30))
     try:
-        charges[1].get(timeout=10)
+        charges[1].get(timeout=30)
     except KeyError as error:
         print("coffee: KeyError", error)
 

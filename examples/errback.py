@@ -35,7 +35,7 @@ def main() -> None:
     for customer, amount in (("Ada", 30), ("Grace", 300)):
         pay.apply_async((customer, amount), link=thank.s(customer), link_error=apologise.s(customer))
     for _ in range(2):
-        told.acquire(timeout=10)
+        told.acquire(timeout=30)
 
 
 if __name__ == "__main__":

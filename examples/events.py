@@ -43,7 +43,7 @@ def main() -> None:
     worker = Worker(app)  # on threads of this process, for once; otherwise: pulsartasks worker -A events:app
     worker.start()
     for _ in range(4):
-        handled.acquire(timeout=10)
+        handled.acquire(timeout=30)
     worker.stop()
 
 

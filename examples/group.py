@@ -13,7 +13,7 @@ app = PulsarTasks("group")
 
 @app.task
 def boil(minutes: float) -> str:
-    time.sleep(minutes / 10)
+    time.sleep(minutes / 4)
     return f"an egg of {minutes:g} minutes"
 
 
@@ -24,7 +24,7 @@ def square(number: int) -> int:
 
 def main() -> None:
     breakfast = group(boil.s(minutes) for minutes in (5, 1, 3)).delay()
-    for egg in breakfast.as_completed(timeout=10):
+    for egg in breakfast.as_completed(timeout=30):
         print("ready:      ", egg.get())
     print("as ordered: ", breakfast.get())
 

@@ -16,7 +16,7 @@ def add(x: int, y: int) -> int:
 
 def main() -> None:
     print("called here, as ever:      add(2, 3)               ->", add(2, 3))
-    print("called through the broker: add.delay(2, 3).get()   ->", add.delay(2, 3).get(timeout=10))
+    print("called through the broker: add.delay(2, 3).get()   ->", add.delay(2, 3).get(timeout=30))
     try:
         add.delay(2, "three")  # type: ignore[arg-type]  # a type checker sees it too
     except InvalidArgumentsError as error:

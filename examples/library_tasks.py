@@ -31,8 +31,8 @@ app.include(sys.modules[__name__])  # otherwise: app.include("thumbnails.tasks")
 
 def main() -> None:
     print("tasks of the app:", ", ".join(app.tasks))
-    print("called through it:", resize.delay("cat.jpg", 640).get(timeout=10))
-    print("pictures sent on:", resize_all.delay(["dog.jpg", "owl.jpg"]).get(timeout=10))
+    print("called through it:", resize.delay("cat.jpg", 640).get(timeout=30))
+    print("pictures sent on:", resize_all.delay(["dog.jpg", "owl.jpg"]).get(timeout=30))
 
 
 if __name__ == "__main__":

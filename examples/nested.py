@@ -26,13 +26,13 @@ def sum_up_to(self: TaskContext, last: int) -> int:
 
 def main() -> None:
     chords = group(add.s(1, 1), add.s(2, 2)) | total.s() | group(add.s(10), add.s(20)) | total.s()
-    print("a chain of chords: (1+1) + (2+2) = 6, (6+10) + (6+20) =", chords.delay().get(timeout=10))
+    print("a chain of chords: (1+1) + (2+2) = 6, (6+10) + (6+20) =", chords.delay().get(timeout=30))
 
     chains = chord([chain(add.s(n, n), add.s(1)) for n in range(3)], total.s())
-    print("a chord of chains: (0+0+1) + (1+1+1) + (2+2+1) =", chains.delay().get(timeout=10))
+    print("a chord of chains: (0+0+1) + (1+1+1) + (2+2+1) =", chains.delay().get(timeout=30))
 
     print(
-        "a task replaced by a chord, in a chain: 1 + (0+1+2+3+4) =", (sum_up_to.s(4) | add.s(1)).delay().get(timeout=10)
+        "a task replaced by a chord, in a chain: 1 + (0+1+2+3+4) =", (sum_up_to.s(4) | add.s(1)).delay().get(timeout=30)
     )
 
 

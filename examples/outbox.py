@@ -61,7 +61,7 @@ def main() -> None:
     worker = Worker(app)  # and its relay, on threads of this process, for once
     worker.start()
     for _ in range(2):
-        handled.acquire(timeout=10)
+        handled.acquire(timeout=30)
     worker.stop()
 
 

@@ -13,7 +13,7 @@ app = PulsarTasks("rate_limit")
 began: list[float] = []
 
 
-@app.task(rate_limit="4/s")
+@app.task(rate_limit="2/s")
 def ask_the_api() -> float:
     began.append(time.monotonic())
     return began[-1]
@@ -28,8 +28,8 @@ def main() -> None:
     asked = [ask_the_api.delay() for _ in range(6)]
     thought = [think.delay() for _ in range(6)]
 
-    last_thought = max(call.get(timeout=10) for call in thought)
-    last_asked = max(call.get(timeout=10) for call in asked)
+    last_thought = max(call.get(timeout=30) for call in thought)
+    last_asked = max(call.get(timeout=30) for call in asked)
 
     print(f"six questions took {last_asked - began[0]:.1f} s")
     print("one after the other:", all(after - before > 0.1 for before, after in pairwise(began)))

@@ -33,7 +33,7 @@ def translate(word: str, dictionary: Dictionary = INJECTED) -> str:  # the worke
 
 def main() -> None:
     calls = [translate.delay(word) for word in ("hello", "world", "task")]
-    print("translated:", " ".join(call.get(timeout=10) for call in calls))
+    print("translated:", " ".join(call.get(timeout=30) for call in calls))
 
 
 if __name__ == "__main__":

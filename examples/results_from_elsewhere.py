@@ -27,7 +27,7 @@ def main() -> None:
 
     worker = Worker(app)  # on threads of this process, for once; otherwise: pulsartasks worker -A ...:app
     worker.start()
-    print("a worker has:", result.get(timeout=10), result.state)
+    print("a worker has:", result.get(timeout=30), result.state)
     worker.stop()
 
 

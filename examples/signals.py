@@ -33,9 +33,9 @@ def alert(sender: Any, exception: BaseException, args: Any, **_: Any) -> None:
 def main() -> None:
     calls = [fetch.delay(page) for page in (1, 2, 3)]
     for call in calls[:2]:
-        call.get(timeout=10)
+        call.get(timeout=30)
     try:
-        calls[2].get(timeout=10)
+        calls[2].get(timeout=30)
     except ConnectionError:
         print("attempts:", ", ".join(f"{count} {state}" for state, count in sorted(ends.items())))
 

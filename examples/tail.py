@@ -33,7 +33,7 @@ def main() -> None:
     follower.start()
     for price in (4, 5, 6):
         price_changed.publish(PriceChanged("tea", price))
-    follower.join(timeout=10)
+    follower.join(timeout=30)
     print("the loop has ended:", not follower.is_alive())
 
 

@@ -85,7 +85,8 @@ class AsyncResult(Generic[R_co]):
         Args:
             timeout: seconds to wait; None waits without end, which a task does not allow that has ``durable=False`` or
                 keeps no result but that of a failure.
-            on_message: is called meanwhile with each state of the call, and at last with its end, as a dict with
+            on_message: is called meanwhile with each state of the call (of those before this process listened, which it
+                does from its first `get` on, with the newest), and at last with its end, as a dict with
                 ``task_id``, ``status``, ``result`` (see `info`), ``traceback`` and ``children``.
             propagate: False: what the task raised is given back instead, though no type checker knows.
 

@@ -277,7 +277,7 @@ class PulsarProxy:
             "PULSAR_LOG_DIR": str(self._folder),
         }
         self._process = Process([str(self._program), "proxy"], env=env, log=self._folder / "proxy.log")
-        self._process.wait_until_ready(self._ready, "the proxy", timeout=60)
+        self._process.wait_until_ready(self._ready, "the proxy", timeout=170)
 
     def stop(self, *, kill: bool = False) -> None:
         """Stops it, in order or as a power cut would, and with it all connections that lead through it."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import pwd
@@ -21,7 +22,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,19 +54,28 @@ PULSAR_ENVIRONMENT = {
 }
 
 
+def _candidates() -> Iterator[int]:
+    """Ports below those that the system gives to whoever asks for any; each process of a test run has others."""
+    first = 12_000 + 4_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    begin = secrets.randbelow(4_000)
+    return itertools.cycle(first + (begin + number) % 4_000 for number in range(4_000))
+
+
+_CANDIDATES = _candidates()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports that nobody listens on, and that nobody is given until a server that is slow to start listens there."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_CANDIDATES)
+        with socket.socket() as one, suppress(OSError):
+            one.bind((LOOPBACK, port))
+            found.append(port)
+    return found
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
     """Returns as soon as `condition` holds, asked 20 times a second.
 
     Raises:
@@ -111,11 +122,11 @@ class Process:
             if how is not signal.SIGTERM:
                 stdin.write(how.name.encode() + b"\n")
                 stdin.flush()
-                self._keeper.wait(30)
+                self._keeper.wait(60)
             stdin.close()
         except BrokenPipeError:
             pass  # ended by itself
-        self._keeper.wait(30)
+        self._keeper.wait(60)
 
     def _last_words(self) -> str:
         return "\n".join(self._log.read_text("utf-8", "replace").splitlines()[-30:])

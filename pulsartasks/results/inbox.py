@@ -118,11 +118,14 @@ class PushedResults(ResultStore):
         news: SimpleQueue[Result | None] = SimpleQueue()
         waiter = self._inbox.expect(task_id, watched_by=news)
         arrived = partial(news.put, None)
+        told: Result | None = None
         waiter.listen(arrived)
         try:
             while waiter.result is None:
                 if waiter.unread:
                     self._look(waiter, task_id)
+                    if waiter.result is None:
+                        news.put(self.find_state(task_id))  # its push may be missing, too
                     continue
                 try:
                     state = news.get(timeout=max(0.0, min(LOOK_AGAIN, until - time.monotonic())))
@@ -131,8 +134,9 @@ class PushedResults(ResultStore):
                         break
                     waiter.look = True
                 else:
-                    if state is not None:
+                    if state is not None and state != told:
                         tell(state)
+                        told = state
             return waiter.result
         finally:
             waiter.unlisten(arrived)

@@ -15,8 +15,8 @@ from apps.events import app
 from pulsartasks.contrib.blobs import BlobStore, open_blob_store
 from tests.services import Process
 
-START = 60.0
-PATIENCE = 60.0
+START = 150.0
+PATIENCE = 150.0
 """Seconds until a test gives up waiting for an event."""
 
 

@@ -55,7 +55,9 @@ class WorkerProcess:
         wanted = {"event": event, **fields}
         return [line for line in self.logs if wanted.items() <= line.items()]
 
-    def wait_for_log(self, event: str, *, count: int = 1, timeout: float = 60.0, **fields: Any) -> list[dict[str, Any]]:
+    def wait_for_log(
+        self, event: str, *, count: int = 1, timeout: float = 120.0, **fields: Any
+    ) -> list[dict[str, Any]]:
         """Wait until `count` lines of this event were logged; gives them."""
         try:
             wait_until(
@@ -65,6 +67,8 @@ class WorkerProcess:
             )
         except TimeoutError as error:
             raise TimeoutError(f"{error}:\n" + "\n".join(self.lines)) from None
+        if self._process.poll() is not None:
+            self._reader.join(2.0)
         found = self.logged(event, **fields)
         assert len(found) >= count, "the worker ended:\n" + "\n".join(self.lines)
         return found
@@ -95,9 +99,11 @@ class WorkerProcess:
         self._reader.join(60)
         assert not self._reader.is_alive(), "a child still runs"
 
-    def wait(self, timeout: float = 60.0) -> int:
+    def wait(self, timeout: float = 120.0) -> int:
         """Wait for the end of the supervisor; gives its exit status."""
-        return self._process.wait(timeout)
+        status = self._process.wait(timeout)
+        self._reader.join(2.0)  # it may have said something last; a child that outlives it holds the stream open
+        return status
 
     def clean_up(self) -> None:
         """Leave nothing behind, however the test ended."""

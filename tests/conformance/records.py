@@ -82,7 +82,7 @@ class Record:
         """The labels of the attempts that ended, in the order in which they began."""
         return [run.label for run in self.runs() if run.ended is not None]
 
-    def wait_for(self, count: int, *, ended: bool = True, timeout: float = 60.0) -> list[Run]:
+    def wait_for(self, count: int, *, ended: bool = True, timeout: float = 120.0) -> list[Run]:
         """Wait until at least `count` attempts have ended (or begun); gives all."""
         wait_until(
             lambda: len(self.finished() if ended else self.labels()) >= count,
@@ -91,7 +91,7 @@ class Record:
         )
         return self.runs()
 
-    def wait_for_labels(self, *labels: str, ended: bool = True, timeout: float = 60.0) -> list[Run]:
+    def wait_for_labels(self, *labels: str, ended: bool = True, timeout: float = 120.0) -> list[Run]:
         """Wait until each of `labels` has ended (or begun) at least once; gives all attempts."""
         wanted = set(labels)
         wait_until(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -15,6 +16,8 @@ from tests.conformance.processes import WorkerProcess
 APP = "SCHEDULES_APP"
 BEAT = "tests.conformance.schedules:app"
 EVERY = 1.0
+PATIENCE = 60.0
+"""Seconds after which a tick that has not come is taken for lost."""
 
 
 def make_app(name: str, broker: str | None) -> PulsarTasks:
@@ -57,9 +60,14 @@ class Ticks:
         """Milliseconds since the epoch."""
         return [int(tick.partition("@")[2]) for tick in self.seen]
 
-    def look(self, timeout: float = 0.1) -> list[str]:
-        """Take what there is, until nothing comes for `timeout` seconds; gives all so far."""
-        while (delivery := self._consumer.receive(timeout)) is not None:
+    def look(self, at_least: int = 0, *, timeout: float = 0.1) -> list[str]:
+        """Take what there is, until nothing comes for `timeout` seconds; gives all so far, which `at_least` are."""
+        deadline = time.monotonic() + PATIENCE
+        while (delivery := self._consumer.receive(timeout)) or (
+            len(self.seen) < at_least and time.monotonic() < deadline
+        ):
+            if delivery is None:
+                continue
             self.seen.append(delivery.properties[TICK])
             self.ids.append(delivery.properties.get("pt-id", ""))
             self.sent_at.append(delivery.published_at)

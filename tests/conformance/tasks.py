@@ -99,7 +99,7 @@ def make_app(name: str, broker: str | None, record: Record) -> PulsarTasks:
 
 
 def _define_batch(app: PulsarTasks, record: Record) -> None:
-    @app.task(batch=Batch(max_messages=8, max_wait=0.5), time_limit=5.0)
+    @app.task(batch=Batch(max_messages=8, max_wait=2.0), time_limit=5.0)
     def batch(labels: list[str]) -> None:
         for label in labels:
             with record.attempt(label):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.guarantee(1)
 def test_message_runs_again_when_its_worker_was_killed(
     acting: PulsarTasks, start_process: StartProcess, start_worker: Workers, record: Record
 ) -> None:
-    acting.tasks["shared"].delay("message", seconds=1.0)
+    acting.tasks["shared"].delay("message", seconds=3.0)
     worker = start_process("shared")
     record.wait_for_labels("message", ended=False)
 
@@ -77,5 +77,5 @@ def test_failed_message_with_early_ack_is_still_kept_as_a_dead_letter(
     result = fail.delay()
 
     with pytest.raises(ValueError, match="no"):
-        result.get(timeout=30)
+        result.get(timeout=120)
     assert [letter.story.reason for letter in DeadLetters(app, fail).list() if letter.story] == ["failed"]

@@ -72,7 +72,7 @@ def test_what_waits_runs_in_batches_of_the_size_asked_for_and_each_call_gets_its
     start_worker(app)
 
     assert_type(calls[0], AsyncResult[int])
-    assert [call.get(timeout=20) for call in calls] == [2 * number for number in range(12)]
+    assert [call.get(timeout=120) for call in calls] == [2 * number for number in range(12)]
     assert [len(batch) for batch in batches] == [4, 4, 4]
     assert sorted(number for batch in batches for number in batch) == list(range(12))
     wait_until(lambda: broker.backlog(double.topics.work, double.subscription) == 0, "not all were acknowledged")
@@ -90,7 +90,7 @@ def test_batch_that_does_not_fill_up_runs_after_its_time(app: PulsarTasks, start
     with app.publishing():
         calls = [store.delay(number) for number in range(3)]
 
-    assert [call.get(timeout=20) for call in calls] == [None, None, None]
+    assert [call.get(timeout=120) for call in calls] == [None, None, None]
     assert time.monotonic() - began >= 0.5
     assert sum(batches) == 3
 
@@ -122,8 +122,8 @@ def test_each_place_of_the_list_is_settled_by_what_stands_there(app: PulsarTasks
         calls, (Reject, ValueError, ConnectionError, MaxRetriesExceededError, KeyError), strict=False
     ):
         with pytest.raises(error):
-            call.get(timeout=30)
-    assert calls[5].get(timeout=30) == 6
+            call.get(timeout=120)
+    assert calls[5].get(timeout=120) == 6
     assert attempts == {1: 1, 2: 1, 3: 3, 4: 3, 5: 3, 6: 3}
     assert reasons(app, judge) == {
         1: ("rejected", 1),
@@ -151,7 +151,7 @@ def test_exception_concerns_every_message_each_with_its_own_attempts(app: Pulsar
 
     for call in (first, second):
         with pytest.raises(ConnectionError, match="away"):
-            call.get(timeout=30)
+            call.get(timeout=120)
     assert attempts == {1: 3, 2: 3}
     assert reasons(app, store) == {1: ("failed", 3), 2: ("failed", 3)}
 
@@ -169,7 +169,7 @@ def test_batch_that_gives_no_result_for_each_has_failed(
 
     for call in calls:
         with pytest.raises(InvalidArgumentsError, match="got a batch of 2 and returned"):
-            call.get(timeout=20)
+            call.get(timeout=120)
     assert reasons(app, store) == {1: ("failed", 1), 2: ("failed", 1)}
 
 
@@ -189,10 +189,10 @@ def test_what_is_revoked_expired_or_unreadable_never_reaches_the_function(
     fine = [store.delay(number) for number in (4, 5)]
     start_worker(app)
 
-    assert [call.get(timeout=20) for call in fine] == [None, None]
+    assert [call.get(timeout=120) for call in fine] == [None, None]
     for call in (revoked, expired):
         with pytest.raises(TaskRevokedError):
-            call.get(timeout=20)
+            call.get(timeout=120)
     assert sorted(seen) == [4, 5]
     wait_until(lambda: [k.story and k.story.reason for k in DeadLetters(app, store).list()] == ["unreadable"], "gone")
 
@@ -209,8 +209,8 @@ def test_message_that_kills_its_batch_is_found_and_the_others_are_not_given_up(
     start_process("batch")
 
     with pytest.raises(WorkerCrashedError, match="3 worker processes died"):
-        poison.get(timeout=90)
-    assert [call.get(timeout=60) for call in neighbours] == [None] * 7
+        poison.get(timeout=120)
+    assert [call.get(timeout=120) for call in neighbours] == [None] * 7
     assert [kept.story and kept.story.reason for kept in DeadLetters(acting, batch).list()] == ["crashed"]
 
 
@@ -224,7 +224,7 @@ def test_hard_time_limit_is_that_of_the_whole_batch(acting: PulsarTasks, start_p
 
     for call in calls:
         with pytest.raises(TimeLimitExceeded):
-            call.get(timeout=90)
+            call.get(timeout=120)
 
 
 def test_events_come_as_a_list_of_payloads(broker: BrokerUnderTest, app: PulsarTasks, start_worker: Workers) -> None:
@@ -272,7 +272,7 @@ def test_batch_holds_one_message_of_each_key_and_keeps_their_order_through_retri
         calls = [store.delay(Reading(sensor, number)) for number in range(3) for sensor in "abc"]
     start_worker(app)
 
-    assert [call.get(timeout=30) for call in calls] == [None] * 9
+    assert [call.get(timeout=120) for call in calls] == [None] * 9
     assert done == {sensor: [0, 1, 2] for sensor in "abc"}
     assert all(len(batch) == len(set(batch)) for batch in batches)
 
@@ -292,7 +292,7 @@ def test_batch_that_is_half_full_runs_at_once_when_the_worker_stops(app: PulsarT
     assert worker.stop(grace=20)
 
     assert time.monotonic() - began < LONG / 2
-    assert [call.get(timeout=20) for call in calls] == [1, 2]
+    assert [call.get(timeout=120) for call in calls] == [1, 2]
 
 
 def test_batches_of_a_task_run_one_after_the_other_unless_more_are_asked_for(
@@ -314,7 +314,7 @@ def test_batches_of_a_task_run_one_after_the_other_unless_more_are_asked_for(
     calls = [*call_all(alone, range(8)), *call_all(beside, range(4))]
     start_worker(app)
 
-    assert [call.get(timeout=30) for call in calls] == [*range(8), *range(4)]
+    assert [call.get(timeout=120) for call in calls] == [*range(8), *range(4)]
     assert two.broken  # nobody came while the first one waited
 
 
@@ -328,10 +328,10 @@ def test_message_of_a_batch_that_has_succeeded_does_not_run_again(app: PulsarTas
         return orders
 
     start_worker(app)
-    pay.apply_async((1,), task_id="order-1").get(timeout=20)
+    pay.apply_async((1,), task_id="order-1").get(timeout=120)
     with capture_logs() as logs:
         pay.apply_async((1,), task_id="order-1")
-        assert pay.apply_async((2,), task_id="order-2").get(timeout=20) == 2
+        assert pay.apply_async((2,), task_id="order-2").get(timeout=120) == 2
         wait_until(lambda: any(entry["event"] == "message.skipped" for entry in logs), "it was not skipped")
 
     assert seen == [1, 2]
@@ -349,7 +349,7 @@ def test_soft_time_limit_is_that_of_the_whole_batch(app: PulsarTasks, start_work
 
     for call in calls:
         with pytest.raises(SoftTimeLimitExceeded):
-            call.get(timeout=20)
+            call.get(timeout=120)
 
 
 def test_each_message_of_a_batch_has_its_own_place_in_a_canvas(app: PulsarTasks, start_worker: Workers) -> None:
@@ -363,7 +363,7 @@ def test_each_message_of_a_batch_has_its_own_place_in_a_canvas(app: PulsarTasks,
 
     start_worker(app)
 
-    assert (group(double.s(number) | double.s() for number in range(3)) | total.s()).delay().get(timeout=30) == 12
+    assert (group(double.s(number) | double.s() for number in range(3)) | total.s()).delay().get(timeout=120) == 12
 
 
 def test_coroutine_takes_batches_as_well(app: PulsarTasks, start_worker: Workers) -> None:
@@ -374,4 +374,4 @@ def test_coroutine_takes_batches_as_well(app: PulsarTasks, start_worker: Workers
     calls = call_all(double, range(3))
     start_worker(app)
 
-    assert [call.get(timeout=20) for call in calls] == [0, 2, 4]
+    assert [call.get(timeout=120) for call in calls] == [0, 2, 4]

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.guarantee(16)
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc).timestamp()
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
-TAKE_OVER = 5.0
+TAKE_OVER = 15.0
 """Seconds within which another copy leads when a leader was killed; a second, but for a busy machine."""
 MODES = ["shared", "exclusive", "failover", "key_shared"]
 
@@ -106,7 +106,7 @@ def test_a_tick_is_sent_when_it_is_due_and_once(app: PulsarTasks, ticks: Ticks) 
             clock.at += 1 if later == 0 and clock.at < NOON else later
             term.round()
 
-    assert ticks.look() == [f"hourly@{ms(NOON)}", f"hourly@{ms(NOON + HOUR)}"]
+    assert ticks.look(2) == [f"hourly@{ms(NOON)}", f"hourly@{ms(NOON + HOUR)}"]
     assert ticks.ids == [tick_id(app.name, "hourly", ms(NOON)), tick_id(app.name, "hourly", ms(NOON + HOUR))]
 
 
@@ -124,7 +124,7 @@ def test_what_a_tick_calls_is_run_and_its_result_is_found_by_its_id(app: PulsarT
         term.round()
     start_worker(app)
 
-    assert purge.result(tick_id(app.name, "hourly", ms(now))).get(timeout=30) == "purged old"
+    assert purge.result(tick_id(app.name, "hourly", ms(now))).get(timeout=120) == "purged old"
 
 
 def test_an_event_can_be_scheduled(app: PulsarTasks) -> None:
@@ -137,7 +137,7 @@ def test_an_event_can_be_scheduled(app: PulsarTasks) -> None:
             clock.at = NOON
             term.round()
 
-        assert ticks.look() == [f"bell@{ms(NOON)}"]
+        assert ticks.look(1) == [f"bell@{ms(NOON)}"]
         assert ticks.ids == [""]
 
 
@@ -151,7 +151,7 @@ def test_an_entry_that_cannot_be_sent_does_not_hold_up_the_others(app: PulsarTas
             clock.at = NOON + minute * MINUTE
             term.round()
 
-    assert ticks.look() == [f"right@{ms(NOON + minute * MINUTE)}" for minute in range(3)]
+    assert ticks.look(3) == [f"right@{ms(NOON + minute * MINUTE)}" for minute in range(3)]
     assert [line["tick"] for line in logs if line["event"] == "tick.refused"] == ["wrong"] * 3
     assert read_newest(app).seen["wrong"].last is None
     assert read_newest(app).seen["right"].last == ms(NOON + 2 * MINUTE)
@@ -193,13 +193,13 @@ def test_a_tick_that_was_not_confirmed_is_stored_once_and_holds_up_no_other_entr
             term.round()
             clock.at = NOON
             term.round()
-            assert [tick for tick in ticks.look() if tick.startswith("good")] == [f"good@{ms(NOON)}"]
+            assert [tick for tick in ticks.look(2 if stored else 1) if tick.startswith("good")] == [f"good@{ms(NOON)}"]
             wait_until(lambda: term.round() > 1, "it was not sent in the end")
             clock.at = NOON + MINUTE
             term.round()
 
         expected = [f"{entry}@{ms(instant)}" for entry in ("bad", "good") for instant in (NOON, NOON + MINUTE)]
-        assert sorted(ticks.look()) == expected
+        assert sorted(ticks.look(4)) == expected
 
 
 # Leaders
@@ -216,7 +216,7 @@ def test_the_next_leader_goes_on_where_the_last_one_ended(app: PulsarTasks, tick
         clock.at += 15  # nobody leads meanwhile
 
     sent = [NOON + 10 * number for number in range(1, 11)]
-    assert ticks.look() == [f"often@{ms(instant)}" for instant in sent]
+    assert ticks.look(10) == [f"often@{ms(instant)}" for instant in sent]
 
 
 @pytest.mark.parametrize(("missed", "expected"), [("skip", []), ("run_once", [NOON - 3 * DAY + HOUR])])
@@ -234,11 +234,11 @@ def test_what_was_missed_while_nobody_led_is_skipped_or_sent_once(
     assert [line["entry"] for line in logs if line["event"] == "tick.missed"] == ["nightly"] * (not expected)
     with office(app, clock) as term:
         term.round()
-        assert ticks.look() == [f"nightly@{ms(instant)}" for instant in expected]
+        assert ticks.look(len(expected)) == [f"nightly@{ms(instant)}" for instant in expected]
         clock.at = NOON + HOUR
         term.round()
 
-    assert ticks.look()[-1] == f"nightly@{ms(NOON + HOUR)}"
+    assert ticks.look(len(expected) + 1)[-1] == f"nightly@{ms(NOON + HOUR)}"
 
 
 def test_nothing_is_sent_for_the_time_before_an_entry_or_its_schedule_was_known(
@@ -257,7 +257,7 @@ def test_nothing_is_sent_for_the_time_before_an_entry_or_its_schedule_was_known(
         clock.at = NOON + HOUR + DAY
         term.round()
 
-    assert ticks.look() == [f"nightly@{ms(NOON + HOUR + DAY)}"]
+    assert ticks.look(1) == [f"nightly@{ms(NOON + HOUR + DAY)}"]
 
 
 def put_in_doubt(app: PulsarTasks, instant: float) -> None:
@@ -285,7 +285,7 @@ def test_a_tick_that_the_leader_before_did_not_send_any_more_is_sent(app: Pulsar
 
     settle_doubts(app, Hands(NOON + 1))
 
-    assert ticks.look() == [f"hourly@{ms(NOON)}"]
+    assert ticks.look(1) == [f"hourly@{ms(NOON)}"]
 
 
 @pytest.mark.usefixtures("_soon_found_out")
@@ -302,11 +302,11 @@ def test_a_tick_that_the_leader_before_did_send_is_not_sent_again(
         with pytest.raises(KeyboardInterrupt):
             term.round()
     if taken:
-        assert ticks.look() == [f"hourly@{ms(NOON)}"]
+        assert ticks.look(1) == [f"hourly@{ms(NOON)}"]
 
     settle_doubts(app, clock)
 
-    assert ticks.look() == [f"hourly@{ms(NOON)}"]
+    assert ticks.look(1) == [f"hourly@{ms(NOON)}"]
 
 
 def _die(*_: object, **__: object) -> None:
@@ -343,7 +343,7 @@ def test_a_leader_that_hears_of_another_one_sends_nothing_any_more(app: PulsarTa
         with pytest.raises(LeadershipLostError, match="another copy leads"):
             term.round()
 
-    assert ticks.look(0.3) == []
+    assert ticks.look(timeout=0.3) == []
 
 
 def test_a_leader_steps_down_while_it_waits_for_the_next_tick(app: PulsarTasks) -> None:
@@ -409,7 +409,7 @@ def test_a_stand_by_takes_over_soon_after_the_leader_was_killed(broker: BrokerUn
         elected = datetime.fromisoformat(other.logged("beat.elected")[0]["timestamp"]).timestamp()
         assert elected - killed < TAKE_OVER
         other.wait_for_log("tick.sent", count=3)
-        ticks.look()
+        ticks.look(4)
 
     assert len(ticks.seen) > 3
     assert set(ticks.gaps) == {1000}
@@ -462,7 +462,7 @@ def test_due_calls_are_moved_without_any_worker(
     assert time.time() >= due
     wait_until(lambda: broker.backlog(task.topics.delayed, task.subscription) == 1, "it was moved and kept")
     start_worker(acting, topics=[mode])
-    handle.get(timeout=30)
+    handle.get(timeout=120)
     assert record.labels() == ["key/due"]
 
 
@@ -479,7 +479,7 @@ def test_a_retry_that_was_moved_keeps_its_count_its_key_and_its_id(
     struck = app.topic("struck", schema=int, key=str, subscriptions=("clock",))
     options: Any = {"topic": struck, "subscription": "clock"} if event else {"key": str}
 
-    @app.task(bind=True, autoretry_for=(OSError,), default_retry_delay=1.0, max_retries=2, **options)
+    @app.task(bind=True, autoretry_for=(OSError,), default_retry_delay=4.0, max_retries=2, **options)
     def strike(self: TaskContext, hour: int) -> None:
         attempts.append((self.retries, (self.request.key, self.request.id, hour)))
         raise ConnectionError
@@ -489,7 +489,7 @@ def test_a_retry_that_was_moved_keeps_its_count_its_key_and_its_id(
         app.declare(topic)
     worker = start_worker(app)
     struck.publish(12) if event else strike.delay(12)
-    wait_until(lambda: len(attempts) == 1, "it did not run")
+    wait_until(lambda: len(attempts) >= 1, "it did not run")
     wait_until(lambda: broker.backlog(strike.topics.retry, strike.subscription) == 1, "no retry")
     worker.stop()
     forward(app)
@@ -510,7 +510,7 @@ def test_a_retry_that_was_moved_twice_runs_once(
 ) -> None:
     attempts: list[int] = []
 
-    @app.task(bind=True, autoretry_for=(OSError,), default_retry_delay=1.0)
+    @app.task(bind=True, autoretry_for=(OSError,), default_retry_delay=4.0)
     def strike(self: TaskContext) -> None:
         attempts.append(self.retries)
         if not self.retries:

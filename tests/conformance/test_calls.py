@@ -107,7 +107,7 @@ def test_arguments_arrive_as_what_they_are_annotated_with(app: PulsarTasks, star
 
     result = describe.delay(Order("ada"), 1, 2, note="late", weight=1.5)
 
-    assert result.get(timeout=30) == ["Order", "3", "late", "1.5"]
+    assert result.get(timeout=120) == ["Order", "3", "late", "1.5"]
 
 
 def test_calling_a_task_runs_it_here_without_any_broker() -> None:

@@ -39,7 +39,7 @@ from tests.services import wait_until
 
 pytestmark = pytest.mark.guarantee(2)
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 @dataclass

@@ -44,7 +44,7 @@ from pulsartasks.dead_letters import DeadLetters
 from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.services import free_ports, wait_until
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 @dataclass
@@ -632,7 +632,7 @@ def test_rate_limit_spreads_runs_evenly_and_holds_up_no_other_task(
 ) -> None:
     began: list[float] = []
 
-    @app.task(name="limited", mode=mode, key=str, rate_limit="4/s")
+    @app.task(name="limited", mode=mode, key=str, rate_limit="2/s")
     def limited(number: int) -> None:
         began.append(time.monotonic())
 
@@ -641,8 +641,8 @@ def test_rate_limit_spreads_runs_evenly_and_holds_up_no_other_task(
         return time.monotonic()
 
     calls = [limited.delay(number) for number in range(5)]
-    start_worker(app)
     others = [other.delay() for _ in range(20)]
+    start_worker(app)
     for call in calls:
         call.get(PATIENCE)
 
@@ -650,7 +650,7 @@ def test_rate_limit_spreads_runs_evenly_and_holds_up_no_other_task(
     assert len(gaps) == 4
     # A run begins a moment after its turn, so two may be nearer to each other than their turns.
     assert min(gaps) > 0.15
-    assert began[-1] - began[0] > 0.9
+    assert began[-1] - began[0] > 1.5
     assert all(call.get(PATIENCE) < began[-1] for call in others)
 
 

@@ -112,8 +112,8 @@ def test_large_call_and_its_large_result_arrive(app: PulsarTasks, start_worker: 
     start_worker(app)
     result = double.delay(LARGE)
 
-    assert result.get(timeout=60) == LARGE * 2
-    assert double.result(result.id).get(timeout=60) == LARGE * 2
+    assert result.get(timeout=120) == LARGE * 2
+    assert double.result(result.id).get(timeout=120) == LARGE * 2
     assert len(files(folder)) == 2
 
 
@@ -123,11 +123,11 @@ def test_large_result_that_came_before_anybody_asked_is_there(app: PulsarTasks, 
         return "x" * size
 
     start_worker(app)
-    make.delay(1).get(timeout=60)  # so that this process listens
+    make.delay(1).get(timeout=120)  # so that this process listens
     large = make.delay(20_000)
     wait_until(lambda: make.result(large.id).successful(), "it did not run")
 
-    assert large.get(timeout=20) == "x" * 20_000
+    assert large.get(timeout=120) == "x" * 20_000
 
 
 def test_large_result_whose_blob_is_gone_or_away_says_so(
@@ -138,18 +138,18 @@ def test_large_result_whose_blob_is_gone_or_away_says_so(
         return "x" * size
 
     start_worker(app)
-    make.delay(1).get(timeout=60)  # so that this process listens
+    make.delay(1).get(timeout=120)  # so that this process listens
     large = make.delay(20_000)
     wait_until(lambda: make.result(large.id).successful(), "it did not run")
 
     blobs.trouble = BlobStoreUnavailableError("it is away")
     with pytest.raises(BlobStoreUnavailableError):
-        large.get(timeout=20)
+        large.get(timeout=120)
     blobs.trouble = None
     for file in files(folder):
         file.unlink()
     with pytest.raises(UnreadableMessageError, match="not in the blob store"):
-        large.get(timeout=20)
+        large.get(timeout=120)
 
 
 def test_message_carries_the_claim_and_the_blob_lies_under_the_day(

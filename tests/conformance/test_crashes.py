@@ -44,7 +44,7 @@ def test_task_that_ends_its_process_is_given_up_after_max_crashes_and_no_neighbo
     start_process(mode, "-c", "4")
 
     with pytest.raises(WorkerCrashedError, match="3 worker processes died"):
-        poison.get(timeout=60)
+        poison.get(timeout=120)
     record.wait_for_labels(*before, *behind)
     assert record.labels().count("poison/0") == 3
     assert dead_letters(acting, mode) == {"poison/0": "crashed"}
@@ -59,8 +59,8 @@ def test_whole_workers_that_die_count_as_well(acting: PulsarTasks, start_process
     start_process("shared")
 
     with pytest.raises(WorkerCrashedError):
-        poison.get(timeout=60)
-    assert neighbour.get(timeout=60).startswith("neighbour")
+        poison.get(timeout=120)
+    assert neighbour.get(timeout=120).startswith("neighbour")
     assert record.labels().count("poison") == 3
 
 
@@ -70,7 +70,7 @@ def test_what_is_replayed_after_its_crashes_may_crash_as_often_again(
     poison = acting.tasks["shared"].delay("poison", "exit")
     start_process("shared")
     with pytest.raises(WorkerCrashedError):
-        poison.get(timeout=60)
+        poison.get(timeout=120)
 
     assert len(list(DeadLetters(acting, acting.tasks["shared"]).replay())) == 1
 
@@ -84,9 +84,9 @@ def test_task_that_eats_its_memory_limit_is_given_up(
     worker = start_process("shared", "--max-memory-per-child", "400")
 
     with pytest.raises(WorkerCrashedError):
-        glutton.get(timeout=60)
+        glutton.get(timeout=120)
     assert [line["reason"] for line in worker.logged("process.killed")] == ["memory"] * 3
-    assert acting.tasks["shared"].delay("next").get(timeout=60).startswith("next")
+    assert acting.tasks["shared"].delay("next").get(timeout=120).startswith("next")
 
 
 @pytest.mark.parametrize("deed", ["spin", "hold"])
@@ -101,8 +101,8 @@ def test_hard_time_limit_ends_what_nothing_else_ends_and_spares_its_neighbours(
     beside = limited.delay("beside", seconds=0.1)
 
     with pytest.raises(TimeLimitExceeded, match="limit of 1 s"):
-        slow.get(timeout=60)
-    assert beside.get(timeout=60).startswith("beside")
+        slow.get(timeout=120)
+    assert beside.get(timeout=120).startswith("beside")
     assert Counter(record.labels())["slow"] == 2  # it is retried as an exception of that name would be
     assert dead_letters(acting, "limited") == {"slow": "failed"}
 
@@ -156,7 +156,7 @@ def test_what_had_finished_before_a_crash_does_not_run_again(
     start_process("exclusive")
 
     with pytest.raises(WorkerCrashedError):
-        poison.get(timeout=60)
+        poison.get(timeout=120)
     assert Counter(record.labels()) == {**dict.fromkeys(labels, 1), "poison": 3}
 
 

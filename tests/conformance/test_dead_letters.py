@@ -143,7 +143,7 @@ def test_task_that_ends_its_interpreter_fails_like_any_other(app: PulsarTasks, s
 
     [letter] = kept(app, leave, 1)
     assert story(letter).exception_type == "SystemExit"
-    assert stay.delay().get(timeout=30) == "here"
+    assert stay.delay().get(timeout=120) == "here"
 
 
 def test_replayed_message_runs_again_with_all_its_retries(
@@ -235,7 +235,7 @@ def test_no_dead_letter_is_kept_where_none_is_wanted(app: PulsarTasks, start_wor
 
     with capture_logs() as logs:
         with pytest.raises(ValueError, match="gone"):
-            fail.delay().get(timeout=30)
+            fail.delay().get(timeout=120)
         wait_until(lambda: any(entry["event"] == "message.died" for entry in logs), "it was not logged")
     assert fail.topics.dead_letter is None
     with pytest.raises(ConfigurationError, match="dead_letter=False"):
@@ -308,7 +308,7 @@ def test_unreadable_calls_are_dead_letters_and_do_not_stop_the_worker(
     for value in UNREADABLE:
         app.publish(Publication(double.topics.work, value, properties={TASK: "double"}))
 
-    assert double.delay(4).get(timeout=30) == 8
+    assert double.delay(4).get(timeout=120) == 8
     letters = kept(app, double, len(UNREADABLE))
     assert sorted(letter.delivery.value for letter in letters) == sorted(UNREADABLE)
     assert {story(letter).reason for letter in letters} == {"unreadable"}
@@ -362,7 +362,7 @@ def test_unknown_task_waits_for_a_worker_that_knows_it(
 
     start_worker(newer)
 
-    assert result.get(timeout=30) == "at last"
+    assert result.get(timeout=120) == "at last"
     newer.close()
 
 
@@ -380,7 +380,7 @@ def test_unknown_task_is_a_dead_letter_once_it_is_ten_minutes_old(app: PulsarTas
     [letter] = kept(app, known, 1)
     assert (letter.id, letter.task, story(letter).reason) == ("one", "gone", "unknown task")
     assert "known here: known" in story(letter).exception_message
-    assert known.delay().get(timeout=30) == "fine"
+    assert known.delay().get(timeout=120) == "fine"
 
 
 def test_message_with_lying_headers_stops_nobody(app: PulsarTasks, start_worker: Workers, record: Record) -> None:
@@ -428,9 +428,9 @@ def test_dead_letter_of_a_direct_call_reaches_the_handler_and_keeps_the_calls_ow
 
     record.wait_for(2)
     with pytest.raises(OSError, match="no way"):
-        call.get(timeout=30)
+        call.get(timeout=120)
     with pytest.raises(OSError, match="no way"):
-        work.result(call.id).get(timeout=30)
+        work.result(call.id).get(timeout=120)
 
 
 def test_dead_letters_can_be_handled_by_a_task_with_retries_of_its_own(
@@ -515,10 +515,10 @@ def test_error_without_a_text_that_can_be_sent_stops_neither_its_key_nor_the_cal
     start_worker(app)
     failed = [read.delay("speechless"), read.delay("undecodable")]
 
-    assert read.delay("next").get(timeout=30) == "next"
+    assert read.delay("next").get(timeout=120) == "next"
     for result in failed:
         with pytest.raises(Exception, match=r"SpeechlessError|no text: .*udcff"):
-            result.get(timeout=30)
+            result.get(timeout=120)
     letters = kept(app, read, 2)
     assert ["SpeechlessError" in story(letters[0]).exception_message, story(letters[1]).exception_message] == [
         True,
@@ -565,6 +565,6 @@ def test_exit_of_a_coroutine_does_not_end_the_event_loop(app: PulsarTasks, start
 
     gone: Any = leave.apply_async()
     with pytest.raises(TaskError, match="SystemExit"):
-        gone.get(timeout=30)
+        gone.get(timeout=120)
     result: Any = stay.apply_async()
-    assert result.get(timeout=30) == "still there"
+    assert result.get(timeout=120) == "still there"

@@ -31,14 +31,14 @@ def test_countdown_is_never_early_and_does_not_hold_up_others(
     start_worker(acting, topics=[mode])
 
     called = time.time()
-    task.using(countdown=0.9).delay("a/late")
-    task.using(countdown=timedelta(milliseconds=500)).delay("a/soon")
+    task.using(countdown=2.5).delay("a/late")
+    task.using(countdown=timedelta(milliseconds=1250)).delay("a/soon")
     task.delay("a/now")
 
     runs = record.wait_for(3)
     assert [run.label for run in runs] == ["a/now", "a/soon", "a/late"]
-    assert runs[1].began >= called + 0.5
-    assert runs[2].began >= called + 0.9
+    assert runs[1].began >= called + 1.25
+    assert runs[2].began >= called + 2.5
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -39,7 +39,7 @@ def test_message_is_acknowledged_when_the_task_says_so_and_not_before(
     assert not call.ready()
 
     finish.set()
-    assert call.get(timeout=30) == "paid"
+    assert call.get(timeout=120) == "paid"
 
 
 def test_task_that_returns_without_acknowledging_is_tried_again_and_then_a_dead_letter(
@@ -53,7 +53,7 @@ def test_task_that_returns_without_acknowledging_is_tried_again_and_then_a_dead_
     start_worker(app)
 
     with pytest.raises(UnacknowledgedError, match="returned without self"):
-        forget.delay().get(timeout=30)
+        forget.delay().get(timeout=120)
     assert [run.attempt for run in record.runs()] == [1, 2]
     [letter] = DeadLetters(app, forget).list()
     assert letter.story is not None
@@ -70,7 +70,7 @@ def test_exception_before_the_acknowledgement_is_retried_as_usual(app: PulsarTas
 
     start_worker(app)
 
-    assert connect.delay().get(timeout=30) == 1
+    assert connect.delay().get(timeout=120) == 1
 
 
 @pytest.mark.parametrize("mode", ["shared", "key_shared", "failover"])
@@ -88,9 +88,9 @@ def test_other_thread_may_acknowledge_while_the_task_runs_and_no_longer(
             other.join()
 
     start_worker(app)
-    hand_over.using(key="a").delay(acknowledge=True).get(timeout=30)
+    hand_over.using(key="a").delay(acknowledge=True).get(timeout=120)
     with pytest.raises(UnacknowledgedError):
-        hand_over.using(key="a").delay(acknowledge=False).get(timeout=30)
+        hand_over.using(key="a").delay(acknowledge=False).get(timeout=120)
 
     acknowledged, forgotten = contexts
     acknowledged.ack()
@@ -131,7 +131,7 @@ def test_async_task_acknowledges_too(app: PulsarTasks, start_worker: Workers) ->
 
     start_worker(app)
 
-    assert pay.delay().get(timeout=30) == "paid"
+    assert pay.delay().get(timeout=120) == "paid"
 
 
 @pytest.mark.guarantee(1)

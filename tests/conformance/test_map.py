@@ -39,7 +39,7 @@ def test_calls_are_made_in_order_of_the_items_and_progress_is_told(
 
     calls = double.map(((number,) for number in range(10)), progress=progress.append)
 
-    assert calls.get(timeout=60) == [2 * number for number in range(10)]
+    assert calls.get(timeout=120) == [2 * number for number in range(10)]
     assert progress == [4, 8, 10]
 
 
@@ -57,7 +57,7 @@ def test_what_was_not_confirmed_is_named_and_the_others_run(
     assert isinstance(error, MessageTooLargeError)
     assert progress == [3, 5]
     calls = caught.value.calls
-    assert [call.get(timeout=60) for call in calls if f"echo[{call.id}]" not in caught.value.failures] == list("acdef")
+    assert [call.get(timeout=120) for call in calls if f"echo[{call.id}]" not in caught.value.failures] == list("acdef")
 
 
 @pytest.mark.guarantee(14)
@@ -85,7 +85,7 @@ def test_options_of_using_are_those_of_all(app: PulsarTasks, echo: Task[[str], s
 
     start_worker(app)
 
-    assert keyed.using(key="k").map([("a",), ("b",)]).get(timeout=60) == ["a", "b"]
+    assert keyed.using(key="k").map([("a",), ("b",)]).get(timeout=120) == ["a", "b"]
     assert seen == ["k", "k"]
 
 
@@ -97,7 +97,7 @@ def test_in_a_block_they_leave_with_it(app: PulsarTasks, echo: Task[[str], str],
         with pytest.raises(Exception, match="leaves when the block"):
             calls.get(timeout=1)
 
-    assert calls.get(timeout=60) == ["a", "b"]
+    assert calls.get(timeout=120) == ["a", "b"]
 
 
 def test_nothing_is_a_group_of_nothing(echo: Task[[str], str]) -> None:

@@ -99,7 +99,7 @@ def test_exclusive_subscription_is_taken_over_when_its_worker_is_killed(
     exclusive = acting.tasks["exclusive"]
     worker = start_process("exclusive").wait_until_ready()
     start_worker(acting, topics=["exclusive"])
-    exclusive.delay("killed", seconds=1.0)
+    exclusive.delay("killed", seconds=3.0)
     exclusive.delay("behind it")
     record.wait_for_labels("killed", ended=False)
 
@@ -197,7 +197,7 @@ def test_failover_hands_over_when_its_worker_is_killed(
     failover = acting.tasks["failover"]
     worker = start_process("failover").wait_until_ready()
     start_worker(acting, topics=["failover"])
-    failover.delay("killed", seconds=1.0)
+    failover.delay("killed", seconds=3.0)
     failover.delay("behind it")
     [run] = record.wait_for_labels("killed", ended=False)
     assert run.pid in worker.children()
@@ -269,19 +269,19 @@ def test_key_waits_for_its_retry_while_other_keys_go_on(
     task = acting.tasks["key_shared"]
     task.delay("slow/0", "retry", times=2)
     task.delay("slow/1")
-    for number in range(5):
+    for number in range(2):
         task.delay(f"quick/{number}")
 
     start_worker(acting, concurrency=2, topics=["key_shared"])
 
-    lanes = by_key(record.wait_for(9))
+    lanes = by_key(record.wait_for(6))
     assert [(run.label, run.attempt) for run in lanes["slow"]] == [
         ("slow/0", 1),
         ("slow/0", 2),
         ("slow/0", 3),
         ("slow/1", 1),
     ]
-    assert [run.label for run in lanes["quick"]] == [f"quick/{number}" for number in range(5)]
+    assert [run.label for run in lanes["quick"]] == ["quick/0", "quick/1"]
     assert max(run.began for run in lanes["quick"]) < lanes["slow"][-1].began
     assert not overlapping(lanes["slow"])
 
@@ -368,5 +368,5 @@ def test_bound_task_knows_its_key(app: PulsarTasks, start_worker: Workers) -> No
 
     start_worker(app)
 
-    assert tell.delay(7).get(timeout=30) == "chat-7"
-    assert tell.using(key="mine").delay(7).get(timeout=30) == "mine"
+    assert tell.delay(7).get(timeout=120) == "chat-7"
+    assert tell.using(key="mine").delay(7).get(timeout=120) == "mine"

@@ -23,7 +23,7 @@ def test_call_runs_and_is_answered_without_being_stored(
 
     calls = [double.delay(number) for number in range(20)]
 
-    assert [call.get(timeout=30) for call in calls] == [2 * number for number in range(20)]
+    assert [call.get(timeout=120) for call in calls] == [2 * number for number in range(20)]
     assert not is_persistent(double.topics.work)
     assert durable_topic(double.topics.work) not in broker.topics()
 
@@ -54,7 +54,7 @@ def test_failed_call_is_tried_again_and_kept_as_a_dead_letter_that_can_be_replay
     start_worker(app)
 
     with pytest.raises(ValueError, match="never"):
-        fail.delay().get(timeout=30)
+        fail.delay().get(timeout=120)
 
     assert attempts == [0, 1]
     assert [kept.task for kept in DeadLetters(app, fail).replay()] == ["fail"]

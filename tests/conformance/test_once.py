@@ -45,15 +45,15 @@ def test_call_that_has_succeeded_does_not_run_again_under_its_id(
 ) -> None:
     pay = _define_pay(app, record)
     start_worker(app)
-    pay.apply_async(("tea",), task_id="order-1").get(timeout=30)
+    pay.apply_async(("tea",), task_id="order-1").get(timeout=120)
 
     with capture_logs() as logs:
         again = pay.apply_async(("tea",), task_id="order-1")
         wait_until(lambda: any(entry["event"] == "message.skipped" for entry in logs), "it was not skipped")
 
-    pay.apply_async(("cups",), task_id="order-2").get(timeout=30)
+    pay.apply_async(("cups",), task_id="order-2").get(timeout=120)
     assert record.labels() == ["tea", "cups"]
-    assert again.get(timeout=30) == "tea is paid"
+    assert again.get(timeout=120) == "tea is paid"
     assert [entry["reason"] for entry in logs if entry["event"] == "message.skipped"] == ["done"]
     wait_until(lambda: broker.backlog(pay.topics.work, pay.subscription) == 0, "it was not acknowledged")
 
@@ -64,12 +64,12 @@ def test_worker_that_starts_later_knows_what_has_succeeded(
     pay = _define_pay(app, record)
     _define_pay(other_app, record)
     first = start_worker(app)
-    pay.apply_async(("tea",), task_id="order-1").get(timeout=30)
+    pay.apply_async(("tea",), task_id="order-1").get(timeout=120)
     first.stop()
 
     start_worker(other_app)
     pay.apply_async(("tea",), task_id="order-1")
-    pay.apply_async(("cups",), task_id="order-2").get(timeout=30)
+    pay.apply_async(("cups",), task_id="order-2").get(timeout=120)
 
     assert record.labels() == ["tea", "cups"]
 
@@ -84,9 +84,9 @@ def test_worker_knows_at_once_what_has_succeeded_in_another(
 
     for _ in range(4):
         for number in range(4):
-            pay.apply_async((f"order-{number}",), task_id=f"order-{number}").get(timeout=30)
+            pay.apply_async((f"order-{number}",), task_id=f"order-{number}").get(timeout=120)
 
-    pay.delay("last").get(timeout=30)
+    pay.delay("last").get(timeout=120)
     wait_until(lambda: "last" in record.labels(), "the last one did not run")
     assert sorted(record.labels()) == ["last", *(f"order-{number}" for number in range(4))]
 
@@ -124,7 +124,7 @@ def test_tasks_do_not_take_each_others_successes_for_their_own(
             pass
 
     start_worker(app)
-    pay.apply_async(("tea",), task_id="order-1").get(timeout=30)
+    pay.apply_async(("tea",), task_id="order-1").get(timeout=120)
     ship.apply_async(("tea",), task_id="order-1")
 
     record.wait_for_labels("tea/shipped")
@@ -135,7 +135,7 @@ def test_call_runs_again_when_its_success_is_longer_ago(
 ) -> None:
     pay = _define_pay(app, record, once_for=0.5)
     start_worker(app)
-    pay.apply_async(("tea",), task_id="order-1").get(timeout=30)
+    pay.apply_async(("tea",), task_id="order-1").get(timeout=120)
     over = time.time() + 1.0
 
     wait_until(lambda: time.time() > over, "time stands still")
@@ -159,7 +159,7 @@ def test_call_that_failed_runs_when_its_dead_letter_is_replayed(
     start_worker(app)
     call = pay.delay("tea")
     with pytest.raises(ValueError, match="tea"):
-        call.get(timeout=30)
+        call.get(timeout=120)
 
     broken.clear()
     list(DeadLetters(app, pay).replay())
@@ -181,9 +181,9 @@ def test_call_that_is_retried_succeeds_once(
 
     start_worker(app)
 
-    assert pay.apply_async(("tea",), task_id="order-1", key="a").get(timeout=30) == 1
+    assert pay.apply_async(("tea",), task_id="order-1", key="a").get(timeout=120) == 1
     pay.apply_async(("tea",), task_id="order-1", key="a")
-    pay.apply_async(("cups",), key="a").get(timeout=30)
+    pay.apply_async(("cups",), key="a").get(timeout=120)
     assert [(run.label, run.attempt) for run in record.runs()] == [("tea", 1), ("tea", 2), ("cups", 1), ("cups", 2)]
 
 
@@ -192,7 +192,7 @@ def test_call_whose_worker_was_killed_runs_again(
 ) -> None:
     pay = acting.tasks["once"]
     worker = start_process("once")
-    pay.apply_async(("killed",), {"seconds": 1.0}, task_id="order-1")
+    pay.apply_async(("killed",), {"seconds": 3.0}, task_id="order-1")
     record.wait_for_labels("killed", ended=False)
 
     worker.kill()
@@ -200,7 +200,7 @@ def test_call_whose_worker_was_killed_runs_again(
 
     record.wait_for_labels("killed")
     pay.apply_async(("killed",), task_id="order-1")
-    pay.apply_async(("next",)).get(timeout=30)
+    pay.apply_async(("next",)).get(timeout=120)
     assert record.labels() == ["killed", "killed", "next"]
 
 
@@ -220,7 +220,7 @@ def test_second_copy_of_a_retry_is_dropped(
     app.declare(connect.topics.retry)
     tap = app.broker.read(connect.topics.retry)
     start_worker(app)
-    connect.delay("first").get(timeout=30)
+    connect.delay("first").get(timeout=120)
     copy = tap.receive(30.0)
     tap.close()
     assert copy is not None
@@ -245,7 +245,7 @@ def test_retries_of_a_replayed_dead_letter_are_no_second_copies(
 
     start_worker(app)
     with pytest.raises(OSError):  # noqa: PT011 - it has no text
-        connect.delay().get(timeout=30)
+        connect.delay().get(timeout=120)
     list(DeadLetters(app, connect).replay())
 
     assert [run.attempt for run in record.wait_for(4)] == [1, 2, 1, 2]
@@ -260,7 +260,7 @@ def test_records_are_let_go_when_no_task_asks_for_them_any_more(
     start_worker(app)
 
     for order in ("tea", "cups"):
-        pay.delay(order).get(timeout=30)
+        pay.delay(order).get(timeout=120)
 
     wait_until(lambda: broker.backlog(app.qualify(f"{app.name}.once-done"), KEEPER) == 0, "they are still kept")
 
@@ -273,14 +273,14 @@ def test_successes_are_known_after_the_broker_moved_their_topic(
     pay = _define_pay(app, record)
     worker = Worker(app)
     worker.start()
-    pay.apply_async(("before",), task_id="order-0").get(timeout=60)
+    pay.apply_async(("before",), task_id="order-0").get(timeout=120)
 
     for number in range(1, 3):
         pulsar_server.unload(app.qualify(f"{name}.once-done"))
-        pay.apply_async(("tea",), task_id=f"order-{number}").get(timeout=60)
+        pay.apply_async(("tea",), task_id=f"order-{number}").get(timeout=120)
         for known in range(number + 1):
             pay.apply_async(("again",), task_id=f"order-{known}")
-    pay.delay("last").get(timeout=60)
+    pay.delay("last").get(timeout=120)
     worker.stop()
     app.close()
 
@@ -294,6 +294,6 @@ def test_app_without_once_tasks_makes_no_topic_for_them(
     def pay() -> None: ...
 
     start_worker(app)
-    pay.delay().get(timeout=30)
+    pay.delay().get(timeout=120)
 
     assert f"persistent://public/default/{app.name}.once-done" not in broker.topics()

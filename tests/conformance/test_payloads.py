@@ -71,7 +71,7 @@ def test_values_arrive_as_they_were_and_so_do_results(app: PulsarTasks, start_wo
     start_worker(app)
 
     calls = [task.delay(value) for task, (_, value) in zip(echoes, VALUES, strict=True)]
-    results = [call.get(timeout=60) for call in calls]
+    results = [call.get(timeout=120) for call in calls]
 
     assert results == [value for _, value in VALUES]
     assert [type(result) for result in results] == [type(value) for _, value in VALUES]

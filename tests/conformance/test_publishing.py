@@ -68,7 +68,7 @@ def test_calls_and_events_of_a_block_leave_together_at_its_end(
         assert counter.sent == []
 
     assert counter.sent == [3]
-    assert [call.get(timeout=30) for call in calls] == ["one", "two"]
+    assert [call.get(timeout=120) for call in calls] == ["one", "two"]
     assert broker.backlog(said.full_name, "ears") == 1
 
 
@@ -97,7 +97,7 @@ def test_block_that_ends_with_an_exception_sends_nothing(
 
     assert counter.sent == []
     with pytest.raises(PulsarTasksError, match="never sent"):
-        calls[0].get(timeout=30)
+        calls[0].get(timeout=120)
 
 
 def test_result_of_a_call_that_has_not_left_yet_is_not_waited_for(app: PulsarTasks, echo: Task[[str], str]) -> None:
@@ -171,7 +171,7 @@ def test_calls_from_asyncio_are_sent_beside_each_other(
     calls = asyncio.run(request())
 
     worker = start_worker(app)
-    assert [call.get(timeout=30) for call in calls] == texts
+    assert [call.get(timeout=120) for call in calls] == texts
     worker.stop()
     app.close()
 
@@ -189,7 +189,7 @@ def test_calls_from_asyncio_in_a_block_leave_with_it(
 
     assert counter.sent == [2]
     start_worker(app)
-    assert {call.get(timeout=30) for call in calls} == {"one", "two"}
+    assert {call.get(timeout=120) for call in calls} == {"one", "two"}
 
 
 def test_wrong_call_from_asyncio_is_refused(app: PulsarTasks, counter: Counter, echo: Task[[str], str]) -> None:
@@ -235,5 +235,5 @@ def test_batched_and_compressed_calls_are_each_run_and_acknowledged(
         calls = [double.delay(number) for number in range(60)]
     start_worker(app)
 
-    assert [call.get(timeout=30) for call in calls] == [2 * number for number in range(60)]
+    assert [call.get(timeout=120) for call in calls] == [2 * number for number in range(60)]
     wait_until(lambda: broker.backlog(double.topics.work, double.subscription) == 0, "something was left")

@@ -29,7 +29,7 @@ def test_failed_message_runs_again_until_it_succeeds(app: PulsarTasks, start_wor
 
     start_worker(app)
 
-    assert connect.delay().get(timeout=30) == 2
+    assert connect.delay().get(timeout=120) == 2
 
 
 def test_error_that_is_not_named_is_not_retried(app: PulsarTasks, start_worker: Workers, record: Record) -> None:
@@ -42,7 +42,7 @@ def test_error_that_is_not_named_is_not_retried(app: PulsarTasks, start_worker: 
 
     for kind, error in (("value", ValueError), ("missing", FileNotFoundError)):
         with pytest.raises(error):
-            fail.delay(kind).get(timeout=30)
+            fail.delay(kind).get(timeout=120)
     assert record.labels() == ["value", "missing"]
 
 
@@ -69,7 +69,7 @@ def test_backoff_doubles_and_is_logged(app: PulsarTasks, start_worker: Workers) 
 
     with capture_logs() as logs:
         start_worker(app)
-        connect.delay().get(timeout=30)
+        connect.delay().get(timeout=120)
 
     assert [entry["delay"] for entry in logs if entry["event"] == "message.retried"] == [0.1, 0.2, 0.4]
 
@@ -83,9 +83,9 @@ def test_task_asks_for_its_own_retry(app: PulsarTasks, start_worker: Workers) ->
 
     start_worker(app)
 
-    assert ask.delay(error=False).get(timeout=30) == 1
+    assert ask.delay(error=False).get(timeout=120) == 1
     with pytest.raises(KeyError, match="mine"):
-        ask.delay(error=True).get(timeout=30)
+        ask.delay(error=True).get(timeout=120)
 
 
 def test_task_that_goes_on_asking_without_a_reason_fails_as_out_of_retries(
@@ -98,7 +98,7 @@ def test_task_that_goes_on_asking_without_a_reason_fails_as_out_of_retries(
     start_worker(app)
 
     with pytest.raises(MaxRetriesExceededError, match="failed 3 times"):
-        ask.delay().get(timeout=30)
+        ask.delay().get(timeout=120)
 
 
 def test_waiting_retry_is_a_message_on_the_subscriptions_retry_topic_with_the_java_clients_names(
@@ -109,7 +109,7 @@ def test_waiting_retry_is_a_message_on_the_subscriptions_retry_topic_with_the_ja
         subscription="mail",
         bind=True,
         autoretry_for=(OSError,),
-        default_retry_delay=0.5,
+        default_retry_delay=2.0,
         key=lambda n: "k",
     )
     def send(context: TaskContext, number: int) -> dict[str, str]:
@@ -125,10 +125,10 @@ def test_waiting_retry_is_a_message_on_the_subscriptions_retry_topic_with_the_ja
     worker.stop()
 
     with_headers = start_worker(app)
-    headers = result.get(timeout=30)
+    headers = result.get(timeout=120)
 
     assert headers["RECONSUMETIMES"] == "1"
-    assert headers["DELAY_TIME"] == "500"
+    assert headers["DELAY_TIME"] == "2000"
     assert headers["REAL_TOPIC"] == app.qualify("work")
     assert headers["REAL_SUBSCRIPTION"] == "mail"
     assert headers["ORIGIN_MESSAGE_ID"]
@@ -232,7 +232,7 @@ def test_message_with_no_retry_left_becomes_a_dead_letter(app: PulsarTasks, star
 
     start_worker(app)
     with pytest.raises(OSError, match="still away"):
-        fail.delay().get(timeout=30)
+        fail.delay().get(timeout=120)
 
     [letter] = DeadLetters(app, fail).list()
     assert letter.story is not None
@@ -249,7 +249,7 @@ def test_nothing_is_left_of_a_message_that_succeeded_at_last(
             raise OSError
 
     worker = start_worker(app)
-    connect.delay().get(timeout=30)
+    connect.delay().get(timeout=120)
     worker.stop()
 
     topics = connect.topics

@@ -55,7 +55,7 @@ def test_success_is_told_with_arguments_and_result_between_prerun_and_postrun(
     told = listen(app, *OF_TASKS)
     start_worker(app)
     call = add.delay(2, y=3)
-    assert call.get(timeout=30) == 5
+    assert call.get(timeout=120) == 5
 
     assert [name for name, _ in told] == ["task_prerun", "task_success", "task_postrun"]
     (prerun, success, postrun) = (arguments for _, arguments in told)
@@ -77,7 +77,7 @@ def test_each_retry_is_told_with_its_reason_and_the_end_as_a_failure(
     start_worker(app)
     call = fail.delay()
     with pytest.raises(OSError, match="away"):
-        call.get(timeout=30)
+        call.get(timeout=120)
 
     retry = ["task_prerun", "task_retry", "task_postrun"]
     assert [name for name, _ in told] == [*retry, *retry, "task_prerun", "task_failure", "task_postrun"]
@@ -99,7 +99,7 @@ def test_task_that_is_rejected_by_itself_has_failed(app: PulsarTasks, start_work
     told = listen(app, "task_failure")
     start_worker(app)
     with pytest.raises(Reject):
-        refuse.delay().get(timeout=30)
+        refuse.delay().get(timeout=120)
 
     assert isinstance(of(told, "task_failure")[0]["exception"], Reject)
 
@@ -120,7 +120,7 @@ def test_what_goes_wrong_around_a_task_is_told_as_an_internal_error(app: PulsarT
     start_worker(app)
     call = add.delay(2, y=3)
     with pytest.raises(LookupError):
-        call.get(timeout=30)
+        call.get(timeout=120)
 
     assert [name for name, _ in told] == ["task_internal_error", "task_failure"]
     [error] = of(told, "task_internal_error")
@@ -142,7 +142,7 @@ def test_revoked_and_expired_calls_are_told_and_have_no_prerun(app: PulsarTasks,
     start_worker(app)
     for call in (revoked, expired):
         with pytest.raises(TaskRevokedError):
-            call.get(timeout=30)
+            call.get(timeout=120)
 
     assert {name for name, _ in told} == {"task_revoked"}
     ends = {each["request"].id: (each["terminated"], each["expired"]) for each in of(told, "task_revoked")}
@@ -163,7 +163,7 @@ def test_terminated_task_is_told_as_that(app: PulsarTasks, start_worker: Workers
     wait_until(lambda: bool(began), "it did not begin")
     call.revoke(terminate=True)
     with pytest.raises(TaskRevokedError):
-        call.get(timeout=30)
+        call.get(timeout=120)
 
     assert [name for name, _ in told] == ["task_prerun", "task_revoked", "task_postrun"]
     assert of(told, "task_revoked")[0]["terminated"]
@@ -210,7 +210,7 @@ def test_calls_are_told_before_and_after_they_are_published_and_may_get_headers(
     happened.publish(7)  # no call
     call = greet.delay("Ada", loud=True)
 
-    assert call.get(timeout=30) == "t-1"
+    assert call.get(timeout=120) == "t-1"
     assert [name for name, _ in told] == ["before_task_publish", "after_task_publish"]  # the retry is not sent anew
     for _, arguments in told:
         assert (arguments["sender"], arguments["task_id"]) == ("greet", call.id)
@@ -237,7 +237,7 @@ def test_receiver_that_raises_is_logged_and_changes_nothing(app: PulsarTasks, st
     told = listen(app, "task_success")
     with capture_logs() as logs:
         worker = start_worker(app)
-        assert [add.delay(number, 1).get(timeout=30) for number in range(3)] == [1, 2, 3]
+        assert [add.delay(number, 1).get(timeout=120) for number in range(3)] == [1, 2, 3]
         worker.stop()
 
     assert len(told) == 3
@@ -268,12 +268,12 @@ def test_receiver_hears_of_the_sender_it_asked_for_once_and_until_it_is_disconne
     app.signals.task_success.connect(of_one, sender=one.using(key="k"))  # the same task: no second time
     start_worker(app)
     for task in (one, two):
-        task.delay().get(timeout=30)
+        task.delay().get(timeout=120)
     assert heard == ["one by one", "two by two"]
 
     assert app.signals.task_success.disconnect(of_two, sender=two)
     assert not app.signals.task_success.disconnect(of_two)
-    two.delay().get(timeout=30)
+    two.delay().get(timeout=120)
     assert heard == ["one by one", "two by two"]
 
 

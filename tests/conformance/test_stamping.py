@@ -22,7 +22,7 @@ from pulsartasks import (
 from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.services import wait_until
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 Stamps = dict[str, Any]
 
 

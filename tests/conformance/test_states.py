@@ -76,7 +76,7 @@ def test_progress_reaches_the_caller_and_the_last_of_it_comes_with_the_result(
     assert not result.ready()
     go_on.set()
 
-    assert result.get(timeout=60) == "done"
+    assert result.get(timeout=120) == "done"
     assert result.state == "SUCCESS"
     assert result.progress == (3, 3, "third")
 
@@ -137,7 +137,7 @@ def test_much_progress_is_few_messages(app: PulsarTasks, start_worker: Workers) 
     start_worker(app)
     began = time.monotonic()
     result = count.delay()
-    assert result.get(timeout=60) == 10_000
+    assert result.get(timeout=120) == 10_000
     took = time.monotonic() - began
 
     assert result.progress == (9_999, 10_000, "")
@@ -164,14 +164,14 @@ def test_task_waits_for_no_broker_that_takes_no_progress(
     with capture_logs() as logs:
         start_worker(app)
         go_on.set()
-        assert stepping.delay().get(timeout=60) == "done"
+        assert stepping.delay().get(timeout=120) == "done"
         go_on.clear()
         result = stepping.delay()
         wait_until(lambda: any(entry["event"] == "states.untold" for entry in logs), "it was told")
         broken.clear()
         wait_for_state(result, "PROGRESS")  # it is told later
         go_on.set()
-        assert result.get(timeout=60) == "done"
+        assert result.get(timeout=120) == "done"
 
 
 def test_start_is_told_where_it_is_asked_for(app: PulsarTasks, start_worker: Workers, go_on: threading.Event) -> None:
@@ -189,7 +189,7 @@ def test_start_is_told_where_it_is_asked_for(app: PulsarTasks, start_worker: Wor
     assert result.info == {"pid": os.getpid(), "hostname": socket.gethostname()}
     assert other.state == "PENDING"
     go_on.set()
-    assert (result.get(timeout=60), other.get(timeout=60)) == ("done", "done")
+    assert (result.get(timeout=120), other.get(timeout=120)) == ("done", "done")
     assert tracked.result(result.id).state == "SUCCESS"
 
 
@@ -200,7 +200,7 @@ def test_tasks_that_do_not_ask_send_nothing_but_their_results(app: PulsarTasks, 
 
     start_worker(app)
 
-    assert plain.delay().get(timeout=60) == 0
+    assert plain.delay().get(timeout=120) == 0
     assert reports(app) == 0
 
 
@@ -226,7 +226,7 @@ def test_retry_says_when_and_why(mode: str, app: PulsarTasks, start_worker: Work
     assert isinstance(attempt.error, ConnectionResetError)
     assert isinstance(result.info, ConnectionResetError)
     assert 3.0 <= (attempt.due - began).total_seconds() < 30
-    assert result.get(timeout=60) == "done"
+    assert result.get(timeout=120) == "done"
     assert result.next_attempt is None
 
 
@@ -269,7 +269,7 @@ def test_message_that_waits_for_its_key_is_received(
     wait_for_state(first, "STARTED")
     wait_for_state(second, "RECEIVED")
     go_on.set()
-    assert second.get(timeout=60) == "done"
+    assert second.get(timeout=120) == "done"
 
 
 def test_task_gives_itself_states_which_the_caller_is_told_one_by_one(
@@ -291,6 +291,7 @@ def test_task_gives_itself_states_which_the_caller_is_told_one_by_one(
             go_on.set()
 
     start_worker(app)
+    app.results.heard("")  # listens, so that it is told of each
     result = hello.apply_async(args=(1, 1))
 
     assert result.get(on_message=on_raw_message, propagate=False, timeout=60) == "hello world: 2"
@@ -302,6 +303,33 @@ def test_task_gives_itself_states_which_the_caller_is_told_one_by_one(
     ]
     assert {(each["task_id"], each["traceback"], len(each["children"])) for each in told} == {(result.id, None, 0)}
     assert (result.status, result.result, result.info) == ("SUCCESS", "hello world: 2", "hello world: 2")
+
+
+def test_caller_that_listens_late_is_told_where_the_task_is(
+    app: PulsarTasks, start_worker: Workers, go_on: threading.Event
+) -> None:
+    @app.task(bind=True)
+    def hello(self: TaskContext) -> None:
+        self.update_state(state="AT THE BEGINNING")
+        self.update_state(state="NEAR THE END", meta={"left": 1})
+        go_on.wait(60)
+
+    told: list[tuple[str, Any]] = []
+
+    def on_raw_message(body: dict[str, Any]) -> None:
+        told.append((body["status"], body["result"]))
+        go_on.set()
+
+    start_worker(app)
+    result = hello.delay()
+    wait_until(
+        lambda: (state := app.results.find_state(result.id)) is not None and state.state == "NEAR THE END",
+        "the task did not say where it is",
+    )
+
+    result.get(on_message=on_raw_message, timeout=60)
+    assert ("NEAR THE END", {"left": 1}) in told
+    assert told[-1] == ("SUCCESS", None)
 
 
 def test_state_of_its_own_is_found_from_elsewhere(
@@ -320,7 +348,7 @@ def test_state_of_its_own_is_found_from_elsewhere(
     with pytest.raises(InvalidArgumentsError, match="called elsewhere"):
         there.get(on_message=print)
     go_on.set()
-    assert there.get(timeout=60) is None
+    assert there.get(timeout=120) is None
 
 
 def test_what_the_task_raised_is_given_back_where_it_is_not_to_propagate(

@@ -12,7 +12,7 @@ from pulsartasks import Batch, ConfigurationError, PulsarTasks, Task, TaskContex
 from tests.conformance.conftest import BrokerUnderTest, Workers
 from tests.services import wait_until
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 Told = list[tuple[Any, ...]]
 
 

@@ -13,7 +13,7 @@ from tests.conformance.conftest import Workers
 
 pytestmark = pytest.mark.guarantee(6)
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 def test_tasks_with_their_own_concurrency_do_not_wait_for_each_other(app: PulsarTasks, start_worker: Workers) -> None:

@@ -13,7 +13,7 @@ from tests.conformance.conftest import BrokerUnderTest, Workers
 
 pytestmark = pytest.mark.guarantee(10)
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 def busy(seconds: float) -> None:

@@ -171,7 +171,7 @@ def test_direct_call_of_a_handler_reaches_it_alone_and_has_a_result(
 
     start_worker(app)
 
-    assert bill.delay(Order("ada")).get(timeout=30) == "bill for ada"
+    assert bill.delay(Order("ada")).get(timeout=120) == "bill for ada"
     ordered.publish(Order("ada"))
     record.wait_for(1)
     assert record.labels() == ["packed"]
@@ -188,7 +188,7 @@ def test_tasks_of_one_call_topic_are_told_apart(app: PulsarTasks, start_worker: 
 
     start_worker(app)
 
-    assert [add.delay(3, 4).get(timeout=30), multiply.delay(3, 4).get(timeout=30)] == [7, 12]
+    assert [add.delay(3, 4).get(timeout=120), multiply.delay(3, 4).get(timeout=120)] == [7, 12]
 
 
 @pytest.mark.wire

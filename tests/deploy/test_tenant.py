@@ -9,8 +9,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.deploy.manifests import FOLDER, PULSAR, containers_of, environment_of, named, render
 from tests.secure import ADMIN, SecurePulsarServer
 from tests.services import PULSAR_ENVIRONMENT
@@ -19,7 +17,6 @@ from tools import downloads
 SCRIPTS = FOLDER / "pulsar" / "base"
 
 
-@pytest.mark.timeout(400)  # two seconds of a processor; a Java program that starts on a busy machine waits for it
 def test_tenant_and_namespace_are_made_with_their_policies(secure_pulsar: SecurePulsarServer, tmp_path: Path) -> None:
     tenant = "babblebox-of-a-job"
     (tmp_path / "token").write_text(secure_pulsar.tokens.token(ADMIN))

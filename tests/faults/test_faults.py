@@ -43,8 +43,8 @@ def case(request: pytest.FixtureRequest) -> Iterator[tuple[str, Place]]:
         if broker == "local":
             yield name, (place(f"local://{folder}/broker.db", name), None)
             return
-        server: PulsarServer = request.getfixturevalue("pulsar_server")
         if not SCENARIOS[name].own_server:
+            server: PulsarServer = request.getfixturevalue("pulsar_server")
             yield name, (_url(server), server)
             return
         server = PulsarServer(downloads.pulsar(), Path(folder, "pulsar"))
@@ -57,7 +57,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[tuple[str, Place]]:
 
 def test_nothing_is_lost_early_out_of_order_or_run_twice_without_a_reason(case: tuple[str, Place]) -> None:
     name, (url, server) = case
-    setting = setting_of(SCENARIOS[name], url, TASKS[name], seed=1, patience=90, server=server)
+    setting = setting_of(SCENARIOS[name], url, TASKS[name], seed=1, patience=240, server=server)
 
     verdict = play(SCENARIOS[name], replace(setting, short=True))
 

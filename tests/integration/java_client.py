@@ -56,7 +56,7 @@ class JavaClient:
         return JavaConsumer(self, name)
 
     def close(self) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=90)
 
     def ask(self, *words: str) -> list[str]:
         """Have a line obeyed; gives the words of the answer."""

@@ -132,6 +132,6 @@ def test_where_the_broker_deduplicates_a_tick_in_doubt_is_sent_at_once_and_store
             term.round()
             assert not read_newest(app).sending
 
-    ticks.look(1.0)
+    ticks.look(timeout=1.0)
     assert ticks.instants.count(now) == 1
     assert set(ticks.gaps) <= {1000}

@@ -59,7 +59,7 @@ def test_chord_is_counted_once_though_its_topic_moves_in_the_middle(
         wait_until(partial(reached, 5 * moves + 1), "no part ended")
         pulsar_server.unload(app.chords)  # some of it is reported, some is not
 
-    assert result.get(timeout=60) == sum(range(20))
+    assert result.get(timeout=120) == sum(range(20))
     wait_until(lambda: backlog() == 0, "not all was settled")
     assert bodies == [list(range(20))]
     for worker in workers:

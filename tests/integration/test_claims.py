@@ -46,7 +46,7 @@ def test_large_call_waits_until_the_s3_server_is_back(app: PulsarTasks, s3_serve
     finally:
         s3_server.start()
 
-    assert result.get(timeout=60) == 6_000_000
+    assert result.get(timeout=120) == 6_000_000
     worker.stop()
 
 

@@ -11,7 +11,7 @@ from pulsartasks import PulsarTasks
 from pulsartasks.worker.consumer import EARLY_TICK
 from pulsartasks.worker.worker import Worker
 from tests.conformance.records import Record
-from tests.services import PulsarServer
+from tests.services import PulsarServer, wait_until
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -46,6 +46,7 @@ def test_delayed_event_is_not_early_and_reaches_each_subscription_once(
 
     worker = Worker(app)
     worker.start()
+    wait_until(lambda: worker.ready, "the worker did not get ready")
     published = time.time()
     ordered.publish(Order("ada"), countdown=2 * EARLY_TICK + 0.5)
     ordered.publish(Order("ada"))

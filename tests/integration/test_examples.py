@@ -74,7 +74,7 @@ def test_example_runs_alone_and_keeps_its_promise(name: str, tmp_path: Path) -> 
         env=_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
 

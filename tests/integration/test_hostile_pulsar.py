@@ -133,6 +133,6 @@ def test_encrypted_messages_do_not_stop_the_others(
         producer.send(GOOD)
     topic = app.tasks["spread"].topics.work
 
-    assert app.tasks["spread"].delay("clear").get(timeout=20) == "clear"
+    assert app.tasks["spread"].delay("clear").get(timeout=120) == "clear"
     left: Any = pulsar_server.stats(topic)["subscriptions"]
     assert left[app.name]["msgBacklog"] == 100  # for whoever has the key

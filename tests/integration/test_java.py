@@ -127,7 +127,7 @@ def test_java_calls_a_task_by_its_keywords_and_reads_the_result_that_is_kept(
     told = msgspec.json.decode(result.value)
     assert (told["id"], told["task"], told["state"]) == ("order-17", "shared", "SUCCESS")
     assert told["value"].startswith("one by ")
-    assert acting.tasks["shared"].result("order-17").get(timeout=30) == told["value"]
+    assert acting.tasks["shared"].result("order-17").get(timeout=120) == told["value"]
 
 
 def test_java_calls_a_task_by_its_name_and_is_told_the_result(
@@ -196,7 +196,7 @@ def test_worker_goes_on_where_java_reconsumed_later(
 def test_java_goes_on_where_a_worker_retried(
     java: JavaClient, acting: PulsarTasks, record: Record, call_topic: str, start: Start
 ) -> None:
-    message_id = java.publish(call_topic, '{"label": "one", "deed": "retry", "seconds": 0.5}', key="Ada")
+    message_id = java.publish(call_topic, '{"label": "one", "deed": "retry", "seconds": 2.5}', key="Ada")
     worker = start(acting)
     record.wait_for(1, ended=False)
     worker.stop()  # after this attempt
@@ -231,7 +231,7 @@ def test_dead_letter_of_java_is_listed_shown_and_replayed(
     assert f"header     REAL_TOPIC: {call_topic}\n" in shown
     assert dlq(environment, "replay", call.id) == f"replayed shared {call.id}\n"
     start(acting)
-    assert call.get(timeout=30).startswith("one by ")
+    assert call.get(timeout=120).startswith("one by ")
 
 
 def test_page_on_other_languages_does_what_it_says(
@@ -250,7 +250,7 @@ def test_page_on_other_languages_does_what_it_says(
         "Shop.java",
         environment["PULSARTASKS_BROKER"].partition("?")[0],
     ]
-    java = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    java = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=200)
 
     assert '"task":"charge","state":"SUCCESS","value":6,' in java.stdout
     worker.wait_for_log("message.succeeded", task="send_mail")

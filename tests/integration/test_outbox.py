@@ -292,7 +292,7 @@ def test_relays_share_the_shards_and_the_last_one_has_them_all(postgres_shop: Sh
         wait_until(lambda: claims() == [(0, 1, 2, 3)], "the first relay has not all shards")
         other = sa.create_engine(shop.database_url)
         with running(shop.relay(other)):
-            wait_until(lambda: set(claims()[1:]) == {(0, 1), (2, 3)}, "the relays do not share the shards")
+            wait_until(lambda: {(0, 1), (2, 3)} <= set(claims()[1:]), "the relays do not share the shards")
             shop.send(*orders(200, keys=20))
             arrived = shop.receive(200)
         wait_until(lambda: claims()[-1] == (0, 1, 2, 3), "the last relay has not all shards")
@@ -410,7 +410,7 @@ def test_topic_out_of_reach_does_not_hold_up_another(shop: Shop) -> None:
 
     with running(shop.relay()):
         assert len(shop.receive(10, topic=paid)) == 10
-        assert shop.count_rows() == 2 * BATCH
+        wait_until(lambda: shop.count_rows() == 2 * BATCH, "what was sent is still there")
 
 
 def test_row_that_is_too_large_is_parked_and_the_next_goes_on(shop: Shop) -> None:
@@ -511,6 +511,7 @@ def test_rows_wait_for_a_pulsar_that_is_down(postgres: str, pulsar_server: Pulsa
         shop.send(*before)
         with capture_logs() as logs, running(shop.relay()):
             arrived = shop.receive(len(before))
+            shop.wait_until_empty()  # what was not confirmed would rightly stay
             pulsar_server.stop()
             shop.send(*while_away)
             wait_until(lambda: any(entry["event"] == "outbox.delayed" for entry in logs), "no attempt")

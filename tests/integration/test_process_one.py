@@ -48,7 +48,7 @@ def test_what_tasks_leave_behind_is_buried(acting: PulsarTasks, start_container:
     before = container.processes()
 
     for call in [acting.tasks["shared"].delay(str(number), "leave behind") for number in range(20)]:
-        call.get(timeout=60)
+        call.get(timeout=120)
 
     wait_until(lambda: container.processes().keys() == before.keys(), "the dead are not buried")
     assert not container.logged("process.died")
@@ -64,7 +64,7 @@ def test_death_of_a_child_is_noticed_among_the_dead_of_others(
     poison = acting.tasks["shared"].delay("poison", "exit")
 
     with pytest.raises(WorkerCrashedError):
-        poison.get(timeout=60)
+        poison.get(timeout=120)
     assert {line["status"] for line in container.wait_for_log("process.died", count=3)} == {3}
     wait_until(lambda: "Z" not in container.processes().values(), "the dead are not buried")
 
@@ -95,7 +95,7 @@ def test_container_that_is_killed_again_and_again_gives_the_task_up(
     start_container("-Q", "shared")
 
     with pytest.raises(WorkerCrashedError, match="3 worker processes died"):
-        poison.get(timeout=60)
+        poison.get(timeout=120)
 
 
 def test_memory_limit_of_the_container_costs_a_child_and_never_process_one(
@@ -106,9 +106,9 @@ def test_memory_limit_of_the_container_costs_a_child_and_never_process_one(
     neighbour = acting.tasks["shared"].delay("neighbour", seconds=0.05)
 
     with pytest.raises(WorkerCrashedError, match="3 worker processes died"):
-        greedy.get(timeout=60)
+        greedy.get(timeout=120)
 
-    assert neighbour.get(timeout=60).startswith("neighbour")
+    assert neighbour.get(timeout=120).startswith("neighbour")
     container.terminate()
     assert container.wait() == 0
 
@@ -128,7 +128,7 @@ def test_any_user_on_a_read_only_root_needs_the_state_folder_and_one_for_tempora
 
     container = start_container("-Q", "shared", writable=[database.parent, tmp_path]).wait_until_ready()
 
-    assert acting.tasks["shared"].delay("fine").get(timeout=60).startswith("fine")
+    assert acting.tasks["shared"].delay("fine").get(timeout=120).startswith("fine")
     assert container.told("uid_map").split() == [str(USER), "0", "1"]
     assert "CapEff:\t0000000000000000" in container.told("status")
     assert re.search(r" / / ro\b", container.told("mountinfo"))

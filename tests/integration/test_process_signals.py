@@ -77,7 +77,7 @@ def run_one(start_process: StartProcess, environment: dict[str, str], tmp_path: 
             (tmp_path / f"{name}.py").write_text(source)
         worker = start_process(app="signalled:app", PYTHONPATH=f"{tmp_path}{os.pathsep}{CHECKOUT}")
         app = PulsarTasks("signalled", environment["PULSARTASKS_BROKER"])
-        assert app.send_task("add", (2, 3)).get(timeout=60) == 5
+        assert app.send_task("add", (2, 3)).get(timeout=120) == 5
         app.close()
         worker.wait_until_ready()
         worker.terminate()

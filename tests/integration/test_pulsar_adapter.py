@@ -32,7 +32,7 @@ from pulsartasks.message import Publication
 from pulsartasks.options import Mode
 from tests.services import PulsarServer, free_ports, wait_until
 
-LONG = 20.0
+LONG = 60.0
 """Seconds after which a message that has not come is taken for lost."""
 SHORT = 0.3
 """Seconds in which a message that must not come would have come."""

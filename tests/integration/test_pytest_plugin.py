@@ -33,7 +33,7 @@ def test_fixtures_give_a_worker_for_the_app_in_the_settings_and_may_be_overridde
         from shop import add
 
         def test_worker(pulsartasks_worker):
-            assert add.delay(2, 3).get(timeout=30) == 5
+            assert add.delay(2, 3).get(timeout=120) == 5
             assert pulsartasks_worker.assert_published(add, 2, 3).args == (2, 3)
 
         def test_nothing_is_left_of_it(pulsartasks_worker):

@@ -242,7 +242,7 @@ def test_worker_goes_on_when_the_database_is_back(url: str, monkeypatch: pytest.
         call = double.delay(2)
         wait_until(refused.is_set, "nothing was stored")
         away.clear()
-        assert call.get(timeout=30) == 4
+        assert call.get(timeout=120) == 4
 
 
 def test_engine_of_the_applications_own_is_left_open(url: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,7 +27,7 @@ from tests.services import PulsarServer, wait_until
 
 AT_ONCE = 20.0
 """Seconds that are less than the half minute after which the client says that time is up."""
-LIFETIME = 5.0
+LIFETIME = 10.0
 """Seconds of a token that is to expire while a worker runs, which has to start meanwhile."""
 WRONG_HOST = "127.1"
 """The same address, written as no certificate has it."""
@@ -226,13 +227,14 @@ def test_worker_that_is_refused_for_good_says_why_in_one_line_and_ends(
 ) -> None:
     expired = secure_pulsar.tokens.token(CLERK, valid_for=-60)
     url = secure_pulsar.url(token=expired) if cause == "expired token" else secure_pulsar.url(CLERK)
-    began = time.monotonic()
 
     worker = start_process(url)
 
-    [line] = worker.wait_for_log("worker.failed", timeout=AT_ONCE)
-    assert worker.wait(AT_ONCE) == 78
-    assert time.monotonic() - began < AT_ONCE
+    [line] = worker.wait_for_log("worker.failed")
+    assert worker.wait() == 78
+    [started] = worker.logged("process.started")
+    began, ended = (datetime.fromisoformat(each["timestamp"]) for each in (started, line))
+    assert (ended - began).total_seconds() < AT_ONCE
     assert ("expired at" if cause == "expired token" else "the role 'clerk' has no permission") in line["error"]
     assert "exception" not in line
 
@@ -242,7 +244,7 @@ def test_worker_that_cannot_trust_its_broker_says_why_and_goes_on_trying(
 ) -> None:
     worker = start_process(secure_pulsar.url(CLERK, tls_ca=stranger.certificate))
 
-    lines = worker.wait_for_log("consumer.refused", count=2, timeout=AT_ONCE)
+    lines = worker.wait_for_log("consumer.refused", count=2)
 
     assert "its certificate is not trusted by tls_ca=" in lines[0]["error"]
 
@@ -259,7 +261,7 @@ def test_role_of_one_namespace_runs_an_app_there(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PULSARTASKS_NAMESPACE", NAMESPACE)
         with closing(tasks.make_app(name, url, record)) as caller:
-            result = caller.tasks["shared"].delay("call").get(timeout=60)
+            result = caller.tasks["shared"].delay("call").get(timeout=120)
 
             assert result.startswith("call by ")
             assert caller.tasks["shared"].topics.work == f"persistent://{NAMESPACE}/{name}.shared"
@@ -277,7 +279,7 @@ def test_client_certificate_proves_the_role(
     doubling = app(url)
     start_worker(doubling)
 
-    assert doubling.tasks["double"].delay("ab").get(timeout=30) == "abab"
+    assert doubling.tasks["double"].delay("ab").get(timeout=120) == "abab"
     with pytest.raises(AuthorizationError):
         opened(url).subscribe(Subscription((topic.replace(NAMESPACE, "public/default"),), "s"))
 
@@ -302,7 +304,7 @@ def test_token_that_is_replaced_in_its_file_keeps_everything_going(
     during = [doubling.tasks["double"].delay(str(number)) for number in range(3)]
     newcomer = app(url)
     after = [newcomer.tasks["double"].delay(str(number)) for number in range(3)]
-    assert [result.get(timeout=30) for result in before + during + after] == [str(n) * 2 for n in range(3)] * 3
+    assert [result.get(timeout=120) for result in before + during + after] == [str(n) * 2 for n in range(3)] * 3
     wait_until(lambda: worker.ready, "the worker did not get ready again")
 
 
@@ -319,7 +321,7 @@ def test_worker_whose_token_expired_says_so_and_goes_on_with_a_new_one(
         wait_until(lambda: any(line["event"] == "consumer.failed" for line in logs), "nothing was said")
         file.write_text(secure_pulsar.tokens.token(CLERK))
 
-        result = app(secure_pulsar.url(CLERK)).tasks["double"].delay("ab").get(timeout=60)
+        result = app(secure_pulsar.url(CLERK)).tasks["double"].delay("ab").get(timeout=120)
 
     assert result == "abab"
     assert any(f"the token in {file} expired at" in line.get("error", "") for line in logs)
@@ -345,10 +347,10 @@ def test_encrypted_calls_results_retries_and_dead_letters_work(
     working = app(encrypted)
     start_worker(working)
 
-    assert working.tasks["double"].delay("ab").get(timeout=30) == "abab"
+    assert working.tasks["double"].delay("ab").get(timeout=120) == "abab"
     with pytest.raises(ValueError, match="no"):
-        working.tasks["fail"].delay("ab").get(timeout=30)
-    assert working.tasks["double"].using(countdown=0.2).delay("cd").get(timeout=30) == "cdcd"
+        working.tasks["fail"].delay("ab").get(timeout=120)
+    assert working.tasks["double"].using(countdown=0.2).delay("cd").get(timeout=120) == "cdcd"
     [letter] = DeadLetters(working, working.tasks["fail"]).list()
     assert b'"ab"' in letter.delivery.value
 

@@ -32,7 +32,7 @@ def library() -> Any:
     def send(self: TaskContext, number: int, press: Press = INJECTED) -> str:
         if self.retries == 0:
             raise OSError
-        return f"{press.print(str(number))} in attempt {self.retries + 1}, {library.add.delay(number).get(timeout=30)}"
+        return f"{press.print(str(number))} in attempt {self.retries + 1}, {library.add.delay(number).get(timeout=120)}"
 
     library.add, library.send = add, send
     return library
@@ -53,8 +53,8 @@ def test_tasks_of_a_library_run_in_the_app_that_includes_it_and_call_each_other(
     app.include(library)
 
     with app.testing(eager=True) as running:
-        assert library.send.delay(7).get(timeout=30) == "printed 7 in attempt 2, 8"
-        assert library.send.using(countdown=60, key="k").delay(7).get(timeout=30) == "printed 7 in attempt 2, 8"
+        assert library.send.delay(7).get(timeout=120) == "printed 7 in attempt 2, 8"
+        assert library.send.using(countdown=60, key="k").delay(7).get(timeout=120) == "printed 7 in attempt 2, 8"
         running.assert_published(library.add, 7, 1)
     assert sorted(app.tasks) == ["add", "invoices-send"]
     assert library.add.topics.work == "persistent://public/default/shop.add"
@@ -76,7 +76,7 @@ def test_in_two_apps_the_app_has_to_be_said(library: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"belongs to the apps one, two; say which: app.tasks\['add'\]"):
         library.add.delay(1)
     with two.testing(eager=True):
-        assert two.tasks["add"].delay(1, 1).get(timeout=30) == 2
+        assert two.tasks["add"].delay(1, 1).get(timeout=120) == 2
 
 
 def test_including_again_does_nothing_and_an_app_made_anew_takes_its_place(library: Any) -> None:
@@ -90,7 +90,7 @@ def test_including_again_does_nothing_and_an_app_made_anew_takes_its_place(libra
     anew.include(library)
 
     with anew.testing(eager=True):
-        assert library.add.delay(1, 1).get(timeout=30) == 2
+        assert library.add.delay(1, 1).get(timeout=120) == 2
 
 
 def test_module_is_imported_by_its_name(monkeypatch: pytest.MonkeyPatch, library: ModuleType) -> None:

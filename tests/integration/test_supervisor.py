@@ -23,7 +23,7 @@ def test_second_signal_stops_now_and_what_ran_comes_again(
     acting: PulsarTasks, start_process: StartProcess, record: Record
 ) -> None:
     worker = start_process("-Q", "shared", "--processes", "2", "--grace", "600").wait_until_ready(2)
-    acting.tasks["shared"].delay("long", seconds=4.0)
+    acting.tasks["shared"].delay("long", seconds=8.0)
     record.wait_for(1, ended=False)
 
     worker.terminate()
@@ -75,8 +75,8 @@ def test_child_that_dies_again_and_again_is_replaced_more_and_more_slowly(
 def test_other_children_go_on_when_one_dies(acting: PulsarTasks, start_process: StartProcess, record: Record) -> None:
     worker = start_process("-Q", "shared", "-c", "1", "--processes", "2").wait_until_ready(2)
     victim, other = worker.children()
-    acting.tasks["shared"].delay("a", seconds=1.0)
-    acting.tasks["shared"].delay("b", seconds=1.0)
+    acting.tasks["shared"].delay("a", seconds=3.0)
+    acting.tasks["shared"].delay("b", seconds=3.0)
     record.wait_for(2, ended=False)
 
     os.kill(victim, signal.SIGKILL)
@@ -129,7 +129,7 @@ def test_child_is_replaced_though_what_its_task_forked_lives_on(
 
     result = family.tasks["fork_and_die"].delay(str(tmp_path / "once"))
 
-    assert result.get(timeout=30) is None
+    assert result.get(timeout=120) is None
     worker.wait_for_log("process.died", status=-signal.SIGKILL)
 
 
@@ -138,7 +138,7 @@ def test_task_can_terminate_what_it_starts(family: PulsarTasks, start_process: S
 
     result = family.tasks["start_and_terminate"].delay()
 
-    assert result.get(timeout=30) == -signal.SIGTERM
+    assert result.get(timeout=120) == -signal.SIGTERM
 
 
 def test_stopped_child_is_killed_when_the_grace_is_over(

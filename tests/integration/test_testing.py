@@ -45,7 +45,7 @@ def test_call_runs_and_join_waits_for_it() -> None:
         session.join(timeout=30)
 
         assert sorted(seen) == list(range(20))
-        assert results[7].get(timeout=30) == 7
+        assert results[7].get(timeout=120) == 7
 
 
 def test_join_waits_for_what_tasks_publish_and_for_retries() -> None:

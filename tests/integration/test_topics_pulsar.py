@@ -232,11 +232,11 @@ def test_roles_with_the_planned_permissions_do_their_work_and_no_more(
         wait_until(lambda: worker.ready, "the worker did not get ready")
         monkeypatch.setenv("PULSARTASKS_REPLY_TO", CALLER)
 
-        assert calling.tasks["double"].delay("ab").get(timeout=30) == "abab"
-        assert calling.tasks["double"].using(countdown=0.2).delay("cd").get(timeout=30) == "cdcd"
+        assert calling.tasks["double"].delay("ab").get(timeout=120) == "abab"
+        assert calling.tasks["double"].using(countdown=0.2).delay("cd").get(timeout=120) == "cdcd"
         with pytest.raises(ValueError, match="no"):
-            calling.tasks["fail"].delay("ab").get(timeout=30)
-        assert calling.tasks["hurry"].delay("ef").get(timeout=30) == "efef"
+            calling.tasks["fail"].delay("ab").get(timeout=120)
+        assert calling.tasks["hurry"].delay("ef").get(timeout=120) == "efef"
         calling.revoke("01890a5d-ac96-774b-bcce-b302099a8057")
         assert len(list(DeadLetters(working, working.tasks["fail"]).list())) == 1
         with pytest.raises(AuthorizationError):
@@ -253,7 +253,7 @@ def test_caller_that_does_not_say_where_it_may_be_replied_to_is_told(
     topics_as(OPERATOR, "apply", "-A", shop(), *ROLES)
 
     with pytest.raises(AuthorizationError, match=f"the role '{CALLER}' has no permission"):
-        app_as(CALLER).tasks["double"].delay("ab").get(timeout=30)
+        app_as(CALLER).tasks["double"].delay("ab").get(timeout=120)
 
 
 def test_beat_with_the_planned_permissions_leads_and_moves_what_is_due(

@@ -218,7 +218,7 @@ def test_process_tells_of_its_beginning_before_all_else_and_of_its_end(tmp_path:
     call = app.task(name="add")(_add).delay(2, 3)
 
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
-        assert call.get(timeout=60) == 5
+        assert call.get(timeout=120) == 5
         worker.terminate()
         said, _ = worker.communicate(timeout=60)
     app.close()

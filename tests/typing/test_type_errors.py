@@ -36,5 +36,5 @@ def check(checker: str, *names: str, folder: Path) -> tuple[int, str]:
     """The exit status of a type checker, with the settings in pyproject.toml, and what it said."""
     files = [str(folder / name) for name in names]
     command = [sys.executable, "-m", *CHECKERS[checker], *files]
-    checked = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=170, check=False)
+    checked = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=500, check=False)
     return checked.returncode, checked.stdout + checked.stderr

@@ -30,7 +30,7 @@ def test_the_server_ends_when_the_pipe_does(keeper: Keeper) -> None:
     assert keeper.stdin is not None
     keeper.stdin.close()
 
-    assert keeper.wait(10) == -signal.SIGTERM & 0xFF
+    assert keeper.wait(60) == -signal.SIGTERM & 0xFF
     assert _is_gone(keeper)
 
 
@@ -39,7 +39,7 @@ def test_a_line_is_a_signal_for_the_server(keeper: Keeper) -> None:
     keeper.stdin.write(b"SIGKILL\n")
     keeper.stdin.flush()
 
-    assert keeper.wait(10) == -signal.SIGKILL & 0xFF
+    assert keeper.wait(60) == -signal.SIGKILL & 0xFF
     assert _is_gone(keeper)
 
 

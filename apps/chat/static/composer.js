@@ -28,7 +28,7 @@ export function startComposer(form, thread) {
     part("attached").hidden = !draft.picture;
     part("send-picture").hidden = !draft.picture;
     part("hint").hidden = Boolean(draft.picture);
-    for (const button of form.querySelectorAll("button")) button.disabled = state === "sending";
+    for (const control of form.querySelectorAll("button, input[type=file]")) control.disabled = state === "sending";
   }
 
   function complain(text, again = false) {

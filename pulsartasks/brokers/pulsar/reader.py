@@ -27,6 +27,7 @@ _MOMENT = 0.001
 NON_PERSISTENT_QUEUE = 1_000
 """What a non-persistent topic buffers at least: its consumers' queues are all it has, and what does not fit is lost."""
 _QUEUE = 100
+_TRIES = 3
 
 
 def open_reader(client: Any, topic: str, since: float | None, **options: Any) -> tuple[Any, list[Any]]:
@@ -37,12 +38,12 @@ def open_reader(client: Any, topic: str, since: float | None, **options: Any) ->
     """
     if not is_persistent(topic):
         options["receiver_queue_size"] = NON_PERSISTENT_QUEUE
-        return client.create_reader(topic, pulsar.MessageId.latest, **options), []
+        return _create(client, topic, pulsar.MessageId.latest, **options), []
     options["receiver_queue_size"] = _QUEUE
     if since is None:
         return _open_at_end(client, topic, options)[0], []
     while True:
-        reader = client.create_reader(topic, pulsar.MessageId.earliest, **options)
+        reader = _create(client, topic, pulsar.MessageId.earliest, **options)
         with _closing_on_error(reader):
             if since > 0:
                 reader.seek(milliseconds(since))
@@ -58,7 +59,7 @@ def open_reader(client: Any, topic: str, since: float | None, **options: Any) ->
 
 def _open_at_end(client: Any, topic: str, options: Mapping[str, Any]) -> tuple[Any, list[Any]]:
     """A reader behind the last message of each partition, and these."""
-    reader = client.create_reader(topic, pulsar.MessageId.latest, start_message_id_inclusive=True, **options)
+    reader = _create(client, topic, pulsar.MessageId.latest, start_message_id_inclusive=True, **options)
     last: dict[str, Any] = {}
     with _closing_on_error(reader):
         partitions = len(client.get_topic_partitions(topic))
@@ -67,7 +68,19 @@ def _open_at_end(client: Any, topic: str, options: Mapping[str, Any]) -> tuple[A
     if last:
         return reader, list(last.values())
     reader.close()  # there is no message, so the earliest is the first that comes
-    return client.create_reader(topic, pulsar.MessageId.earliest, **options), []
+    return _create(client, topic, pulsar.MessageId.earliest, **options), []
+
+
+def _create(client: Any, topic: str, start: Any, **options: Any) -> Any:
+    """The client's own; another one if its name is taken.
+
+    The client draws the names of readers from one generator that its threads share without a lock (lib/ClientImpl.cc,
+    `generateRandomName`), so that two readers opened at once may have the same: 1 of 7,200 in 40 threads.
+    """
+    for _ in range(_TRIES - 1):
+        with suppress(pulsar.ConsumerBusy):
+            return client.create_reader(topic, start, **options)
+    return client.create_reader(topic, start, **options)
 
 
 def _read_present(reader: Any) -> Any:

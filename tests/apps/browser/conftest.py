@@ -63,7 +63,7 @@ def make_browser(playwright_session: Playwright, chromium: Path) -> Iterator[Mak
 
         def make(*arguments: str) -> Browser:
             browser = playwright_session.chromium.launch(
-                executable_path=str(chromium), args=["--no-sandbox", *arguments]
+                executable_path=str(chromium), args=["--no-sandbox", *arguments], timeout=120_000
             )
             stack.callback(browser.close)
             return browser
@@ -100,6 +100,7 @@ def visit(browser: Browser, babblebox: RunningBabbleBox) -> Iterator[Callable[..
 
     def open_page(name: str, where: Browser = browser, width: int = 1100, height: int = 800) -> Visitor:
         context = where.new_context(viewport={"width": width, "height": height}, base_url=babblebox.url)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
         watch(page)

@@ -10,7 +10,7 @@ from playwright.sync_api import FilePayload, Route, expect
 
 from tests.apps.browser.conftest import FAKE_DEVICE, MakeBrowser
 from tests.apps.browser.visitor import Visitor, file
-from tests.services import Speech
+from tests.services import Speech, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("babblebox", ["embedded"], indirect=True)]
 
@@ -38,6 +38,23 @@ def test_failed_send_keeps_the_recording_and_sending_again_sends_it_once(ada: Vi
     expect(ada.page.locator("#composer")).to_have_attribute("data-state", "idle")
     expect(ada.messages).to_have_count(1)
     ada.page.reload()
+    expect(ada.messages).to_have_count(1)
+
+
+def test_what_is_being_sent_cannot_be_changed(ada: Visitor, speech: Speech) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    ada.page.route("**/messages", hold, times=1)
+    ada.upload(speech.clips[0].path)
+    ada.page.locator("#send").click()
+
+    expect(ada.page.locator("#picture-file-2")).to_be_disabled()
+    wait_until(lambda: bool(ada.page.title() and held), "nothing was sent")  # only questions hear of it
+    held[0].continue_()
+    expect(ada.page.locator("#picture-file")).to_be_enabled()
     expect(ada.messages).to_have_count(1)
 
 
@@ -75,7 +92,7 @@ def test_everything_works_by_keyboard(ada: Visitor) -> None:
         raise AssertionError(f"{control} is not reached with the Tab key")
 
     press("#record")
-    ada.wait_until_recorded(2)
+    ada.wait_until_recorded(6)  # so that it plays for long enough to be seen playing
     ada.page.keyboard.press("Enter")  # the focus is on Stop
     expect(ada.page.locator("#send")).to_be_focused()
     press("#review .play", "Space")

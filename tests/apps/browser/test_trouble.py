@@ -93,7 +93,6 @@ def test_try_again_works_once_the_cause_is_gone(ada: Visitor, babblebox: Running
     expect(ada.page.get_by_role("button", name="Try again")).to_have_count(0)
 
 
-@pytest.mark.timeout(400)
 def test_message_whose_worker_was_killed_is_transcribed_once_by_the_next(
     ada: Visitor, babblebox: RunningBabbleBox, speech: Speech
 ) -> None:

@@ -70,6 +70,8 @@ class Visitor:
         before = self.messages.count()
         self.page.locator("#send:visible, #send-picture:visible").click()
         expect(self.messages).to_have_count(before + 1)
+        # The message may come by the stream of events before the answer does, until which nothing else can be written.
+        expect(self.page.locator("#composer")).not_to_have_attribute("data-state", "sending")
         return self.messages.last
 
     @property
