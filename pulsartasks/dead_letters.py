@@ -9,7 +9,7 @@ from typing import Any
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Consumer, Delivery, Subscription
-from pulsartasks.errors import ConfigurationError
+from pulsartasks.errors import BrokerError, ConfigurationError
 from pulsartasks.message import (
     ORIGIN_MESSAGE_ID,
     REAL_SUBSCRIPTION,
@@ -25,6 +25,8 @@ from pulsartasks.topics import DEAD_LETTERS
 
 END_OF_TOPIC = 1.0
 """Seconds without a further message after which all have been seen."""
+ARRIVAL = 10.0
+"""The same while the broker says that there are more: it is busy, or another look through them holds the others."""
 AT_ONCE = 500
 """Dead letters asked for ahead while looking through them."""
 
@@ -77,9 +79,19 @@ class DeadLetters:
                 yield kept
 
     def _receive(self, consumer: Consumer) -> Iterator[Kept]:
-        while (delivery := consumer.receive(END_OF_TOPIC)) is not None:
+        left = self._count()
+        while (delivery := consumer.receive(ARRIVAL if left > 0 else END_OF_TOPIC)) is not None:
+            left -= 1
             headers = delivery.properties
             yield Kept(delivery, headers.get(TASK) or self._owner(delivery).name, DeadLetter.from_headers(headers))
+
+    def _count(self) -> int:
+        """How many there are; 0 also where the broker does not say."""
+        try:
+            states = [self._app.broker.inspect(topic) for topic in self._tasks]
+        except BrokerError:
+            return 0
+        return sum(state.subscriptions[DEAD_LETTERS].backlog for state in states if state is not None)
 
     def _owner(self, delivery: Delivery) -> Task[..., Any]:
         """The task whose subscription gave the message up; if it does not say, one that has its dead letters there."""

@@ -56,7 +56,6 @@ class ConsumerThreads(ABC):
         ]
         self._stopping = threading.Event()
         self._standing_by = threading.Event()
-        self._begun = False
         self._failed: Callable[[BaseException], None] = _log_failure
         self._first: Callable[[], None] = _nothing
         self.limit: RateLimit | None = None
@@ -73,7 +72,8 @@ class ConsumerThreads(ABC):
     def ready(self) -> bool:
         """Connected, or standing by for the worker that holds the subscription."""
         consumer = self._consumer
-        return self._standing_by.is_set() or (self._begun and consumer is not None and consumer.connected)
+        begun = self._threads[-1].ident is not None
+        return self._standing_by.is_set() or (begun and consumer is not None and consumer.connected)
 
     def start(self, failed: Callable[[BaseException], None], *, first: Callable[[], None]) -> None:
         """Begin; `failed` is told when the subscription cannot be had for good.
@@ -147,7 +147,6 @@ class ConsumerThreads(ABC):
         )
         for thread in self._threads:
             thread.start()
-        self._begun = True
 
     def _main(self) -> None:
         consumer = self._consumer
