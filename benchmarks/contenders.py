@@ -47,18 +47,19 @@ HALF_LOAD = 1.5
 
 DURABLE = "confirmed on disk; a worker's death loses nothing"
 SECOND = "a power cut may lose a second"
+AT_MOST_ONCE = "nothing: at most once"
+NOT_STORED = (("volatile", "yes"), ("prefetch", "1000"))  # what does not fit into the consumer's queue is lost
 CELERY_REDIS = f"{SECOND}; a worker's death loses its tasks"
 CONTENDERS = (
     Contender("pulsartasks, Pulsar", "ours", "pulsar", 1, DURABLE),
     Contender("pulsartasks, prefetch=1000", "ours", "pulsar", 1, DURABLE, (("prefetch", "1000"),), "drain"),
     Contender("pulsartasks, batching=True", "ours", "pulsar", 1, DURABLE, (("batching", "yes"),), "drain"),
-    Contender(
-        "pulsartasks, durable=False", "ours", "pulsar", 0.1, "nothing: at most once", (("volatile", "yes"),), "latency"
-    ),
+    Contender("pulsartasks, durable=False", "ours", "pulsar", 0.1, AT_MOST_ONCE, (("volatile", "yes"),), "latency"),
     Contender("pulsartasks, with results", "ours", "pulsar", 0.5, DURABLE, (("results", "yes"),), "drain"),
     Contender("bare client, queue of 16", "bare", "pulsar", 1, DURABLE),
     Contender("bare client, queue of 1000", "bare", "pulsar", 1, DURABLE, (("prefetch", "1000"),), "drain"),
     Contender("bare client, batched", "bare", "pulsar", 1, DURABLE, (("batching", "yes"),), "drain"),
+    Contender("bare client, non-persistent", "bare", "pulsar", 0.1, AT_MOST_ONCE, NOT_STORED, "latency"),
     Contender(
         "pulsartasks, local", "ours", "local", 0.5, "as SQLite's write-ahead log; a worker's death loses nothing"
     ),

@@ -12,7 +12,8 @@ from benchmarks.probe import now, ran, setting
 if __name__ == "__main__":  # before there is a client: it does not survive a fork
     any(os.fork() == 0 for _ in range(int(sys.argv[1]) - 1))
 
-parts, topic = urlsplit(setting("url")), setting("queue")
+parts = urlsplit(setting("url"))
+topic = setting("queue") if not setting("volatile") else f"non-persistent://public/default/{setting('queue')}"
 client = pulsar.Client(f"{parts.scheme}://{parts.netloc}", logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
 queue = int(setting("prefetch", "16"))
 consumer = client.subscribe(topic, "bench", consumer_type=pulsar.ConsumerType.Shared, receiver_queue_size=queue)
