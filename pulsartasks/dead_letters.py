@@ -91,7 +91,8 @@ class DeadLetters:
             states = [self._app.broker.inspect(topic) for topic in self._tasks]
         except BrokerError:
             return 0
-        return sum(state.subscriptions[DEAD_LETTERS].backlog for state in states if state is not None)
+        found = [state.subscriptions.get(DEAD_LETTERS) for state in states if state is not None]
+        return sum(subscription.backlog for subscription in found if subscription is not None)
 
     def _owner(self, delivery: Delivery) -> Task[..., Any]:
         """The task whose subscription gave the message up; if it does not say, one that has its dead letters there."""
