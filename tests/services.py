@@ -23,7 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,17 +116,21 @@ class Process:
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """Ends the server with a signal and waits for it; harmless when it has ended."""
-        stdin = self._keeper.stdin
-        assert stdin is not None
+        assert self._keeper.stdin is not None
         try:
             if how is not signal.SIGTERM:
-                stdin.write(how.name.encode() + b"\n")
-                stdin.flush()
+                self.send(how)
                 self._keeper.wait(60)
-            stdin.close()
+            self._keeper.stdin.close()
         except BrokenPipeError:
             pass  # ended by itself
         self._keeper.wait(60)
+
+    def send(self, what: signal.Signals) -> None:
+        """Sends it a signal."""
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.write(what.name.encode() + b"\n")
+        self._keeper.stdin.flush()
 
     def _last_words(self) -> str:
         return "\n".join(self._log.read_text("utf-8", "replace").splitlines()[-30:])
@@ -166,6 +170,16 @@ class PulsarServer:
         if self._process is not None:
             self._process.stop(signal.SIGKILL if kill else signal.SIGTERM)
             self._process = None
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """In the block it keeps its connections and answers nobody."""
+        assert self._process is not None
+        self._process.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send(signal.SIGCONT)
 
     def restart(self, *, kill: bool = False, down: float = 0.0) -> None:
         """Stops it, stays away for `down` seconds and comes back with the same addresses and data."""

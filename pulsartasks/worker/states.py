@@ -27,6 +27,8 @@ from pulsartasks.worker.run import Run
 
 PROGRESS_EVERY = 0.5
 """Seconds between two reports of a task's progress."""
+CLOSE_TIMEOUT = 5.0
+"""Seconds that a worker's end waits for a report which is under way."""
 PATIENCE = 0.05
 """Seconds to wait for something better to tell than that a message was received: mostly it is begun at once."""
 
@@ -119,10 +121,13 @@ class States:
         return run if progress is None else msgspec.structs.replace(run, progress=progress)
 
     def close(self) -> None:
-        """Send no more. Idempotent."""
+        """Send no more, and let what is being sent be sent: a store must not be closed under it. Idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(CLOSE_TIMEOUT)
 
     def _find(self, request: Request) -> _Told:
         told = self._told.get(request.id)

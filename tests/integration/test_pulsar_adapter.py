@@ -888,6 +888,30 @@ def next_millisecond() -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("closing", [[], ["close"]], ids=["left", "closed"])
+def test_process_ends_well_though_the_broker_does_not_answer(
+    pulsar_server: PulsarServer, url: str, topic: str, closing: list[str]
+) -> None:
+    script = """
+        broker.declare(topic, ["s"])
+        consumer = broker.subscribe(Subscription((topic,), "s"))
+        print("opened", flush=True)
+        sys.stdin.readline()
+        consumer.close()
+        if "close" in sys.argv:
+            broker.close()
+    """
+    process = python(script, url, topic, *closing)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"opened\n"
+
+    with pulsar_server.suspended():
+        _, errors = process.communicate(b"\n", timeout=LONG)
+
+    assert (process.returncode, errors) == (0, b"")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
 def test_consumer_and_publisher_go_on_after_the_broker_came_back(
     broker: Broker, pulsar_server: PulsarServer, topic: str, kill: bool

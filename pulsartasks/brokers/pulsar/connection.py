@@ -6,9 +6,10 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import pulsar
 
@@ -167,6 +168,7 @@ class Connection:
             self._closed = True
             clients, self._clients = self._clients, {}
         run_within(CLOSE_TIMEOUT, *(client.close for client in clients.values()))
+        _cut_off(clients.values())
         with self._lock:
             self._handles.clear()
         if clients:
@@ -216,6 +218,23 @@ class Connection:
             )
 
 
+_closing: WeakSet[threading.Thread] = WeakSet()
+"""What waits for the client to close something."""
+
+
+def _cut_off(clients: Collection[Any]) -> None:
+    """End what still waits for an answer of the broker.
+
+    A thread that does so while the interpreter ends would abort the process: Python ends it by an exception as soon as
+    it comes back from the client, and that exception may not leave C++ code.
+    """
+    if any(thread.is_alive() for thread in _closing):
+        for client in clients:
+            client.shutdown()
+        for thread in list(_closing):
+            thread.join(1.0)
+
+
 def run_within(seconds: float, *functions: Callable[[], object]) -> None:
     """Close things beside each other, and wait no longer than `seconds`, for some hang when the broker is away."""
     deadline = time.monotonic() + seconds
@@ -225,6 +244,7 @@ def run_within(seconds: float, *functions: Callable[[], object]) -> None:
         try:
             thread.start()
             threads.append(thread)
+            _closing.add(thread)
         except RuntimeError:  # the interpreter ends: from Python 3.12 on no thread starts any more
             _ignoring_errors(function)
     for thread in threads:
