@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -12,12 +11,11 @@ from pulsartasks import PulsarTasks, every
 from pulsartasks.brokers.base import Consumer, Subscription
 from pulsartasks.message import TICK
 from tests.conformance.processes import WorkerProcess
+from tests.services import wait_until
 
 APP = "SCHEDULES_APP"
 BEAT = "tests.conformance.schedules:app"
 EVERY = 1.0
-PATIENCE = 60.0
-"""Seconds after which a tick that has not come is taken for lost."""
 
 
 def make_app(name: str, broker: str | None) -> PulsarTasks:
@@ -62,17 +60,16 @@ class Ticks:
 
     def look(self, at_least: int = 0, *, timeout: float = 0.1) -> list[str]:
         """Take what there is, until nothing comes for `timeout` seconds; gives all so far, which `at_least` are."""
-        deadline = time.monotonic() + PATIENCE
-        while (delivery := self._consumer.receive(timeout)) or (
-            len(self.seen) < at_least and time.monotonic() < deadline
-        ):
-            if delivery is None:
-                continue
+        wait_until(lambda: self._take(timeout) >= at_least, f"there are no {at_least} ticks")
+        return self.seen
+
+    def _take(self, timeout: float) -> int:
+        while (delivery := self._consumer.receive(timeout)) is not None:
             self.seen.append(delivery.properties[TICK])
             self.ids.append(delivery.properties.get("pt-id", ""))
             self.sent_at.append(delivery.published_at)
             delivery.acknowledge()
-        return self.seen
+        return len(self.seen)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.guarantee(16)
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc).timestamp()
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
-TAKE_OVER = 15.0
+TAKE_OVER = 5.0
 """Seconds within which another copy leads when a leader was killed; a second, but for a busy machine."""
 MODES = ["shared", "exclusive", "failover", "key_shared"]
 

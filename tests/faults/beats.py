@@ -18,7 +18,7 @@ COPIES = 3
 KILLS = 10
 AIM = 0.03
 """Seconds after a tick's instant within which every second kill strikes, where it may have been sent or not."""
-TAKE_OVER = 15.0
+TAKE_OVER = 5.0
 """Seconds by which a tick may be late because of a kill; a second and a bit, but for a busy machine."""
 IN_DOUBT = 30.0
 """The same where the broker does not drop what it has: a tick that may have been sent is waited for, for 11 s, and

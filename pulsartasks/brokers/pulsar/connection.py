@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
-from weakref import WeakSet
 
 import pulsar
 
@@ -36,6 +35,9 @@ itself, but not in a look-up."""
 
 LISTEN_EVERY = 10.0
 """Seconds between two looks for why a connection was lost."""
+
+_CLOSING = "pulsartasks-close"
+"""The name of threads that wait for the client to close something."""
 
 _Result = TypeVar("_Result")
 
@@ -218,20 +220,17 @@ class Connection:
             )
 
 
-_closing: WeakSet[threading.Thread] = WeakSet()
-"""What waits for the client to close something."""
-
-
 def _cut_off(clients: Collection[Any]) -> None:
     """End what still waits for an answer of the broker.
 
     A thread that does so while the interpreter ends would abort the process: Python ends it by an exception as soon as
     it comes back from the client, and that exception may not leave C++ code.
     """
-    if any(thread.is_alive() for thread in _closing):
+    here = threading.current_thread()
+    if waiting := [thread for thread in threading.enumerate() if thread.name == _CLOSING and thread is not here]:
         for client in clients:
             client.shutdown()
-        for thread in list(_closing):
+        for thread in waiting:
             thread.join(1.0)
 
 
@@ -240,11 +239,10 @@ def run_within(seconds: float, *functions: Callable[[], object]) -> None:
     deadline = time.monotonic() + seconds
     threads = []
     for function in functions:
-        thread = threading.Thread(target=_ignoring_errors, args=(function,), name="pulsartasks-close", daemon=True)
+        thread = threading.Thread(target=_ignoring_errors, args=(function,), name=_CLOSING, daemon=True)
         try:
             thread.start()
             threads.append(thread)
-            _closing.add(thread)
         except RuntimeError:  # the interpreter ends: from Python 3.12 on no thread starts any more
             _ignoring_errors(function)
     for thread in threads:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import wave
 from collections.abc import Callable
 
@@ -48,7 +47,7 @@ def test_friends_talk_and_see_each_other_without_reloading(friends: tuple[Visito
     expect(ada.page.locator("#people")).to_contain_text(grace.name)
 
     for speaker, listener in ((ada, grace), (grace, ada)):
-        speaker.record(seconds=_length(speech) + 2)
+        took = speaker.record(seconds=_length(speech) + 2)
         speaker.send()
 
         expect(listener.transcript()).to_be_visible()
@@ -56,7 +55,7 @@ def test_friends_talk_and_see_each_other_without_reloading(friends: tuple[Visito
         assert word_error_rate(heard, speech.clips[0].transcript) <= 0.25, heard
         assert shown(listener.messages.last.locator(".card img"))
         length = float(listener.messages.last.locator("voice-player").get_attribute("data-duration") or 0)
-        assert _length(speech) <= length <= _length(speech) + 15  # the button is pressed when there is time for it
+        assert _length(speech) + 0.5 <= length <= took
         expect(speaker.transcript()).to_have_text(heard)
 
     assert ada.stayed
@@ -69,12 +68,13 @@ def test_recording_that_arrived_can_be_played_and_wound(friends: tuple[Visitor, 
     ada.send()
     expect(grace.messages).to_have_count(1)
     player = grace.messages.last.locator("voice-player")
+    length = float(player.get_attribute("data-duration") or 0)
 
     slider = player.get_by_role("slider")
     wind = "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }"
 
     slider.evaluate(wind, 700)
-    expect(slider).to_have_attribute("aria-valuetext", re.compile(r"0:0[4-9] of 0:(0[6-9]|1\d)"))
+    expect(slider).to_have_attribute("aria-valuetext", f"0:{int(length * 0.7):02} of 0:{int(length):02}")
     slider.evaluate(wind, 100)
     player.get_by_role("button", name="Play").click()
 

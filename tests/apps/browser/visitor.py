@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from pathlib import Path
 
 from jiwer import wer
@@ -41,12 +42,14 @@ class Visitor:
         self.page.get_by_role("button", name="Close").click()
         return link
 
-    def record(self, seconds: int) -> None:
-        """Press Record, let the microphone hear so many seconds, and stop."""
+    def record(self, seconds: int) -> float:
+        """Press Record, let the microphone hear so many seconds, and stop; gives the seconds that all of it took."""
+        began = time.monotonic()
         self.page.get_by_role("button", name="Record", exact=True).click()
         self.wait_until_recorded(seconds)
         self.page.get_by_role("button", name="Stop and listen").click()
         expect(self.page.locator("#review voice-player")).to_be_visible()
+        return time.monotonic() - began
 
     def wait_until_recorded(self, seconds: int) -> None:
         """Wait until the timer shows so many seconds, or more."""
