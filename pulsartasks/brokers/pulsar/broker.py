@@ -23,7 +23,7 @@ from pulsartasks.brokers.base import (
     TopicState,
 )
 from pulsartasks.brokers.pulsar.admin import Admin, AdminForbiddenError, AdminRefusedError
-from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
+from pulsartasks.brokers.pulsar.connection import Connection
 from pulsartasks.brokers.pulsar.consumer import PulsarConsumer
 from pulsartasks.brokers.pulsar.errors import translated
 from pulsartasks.brokers.pulsar.publisher import Publisher
@@ -145,7 +145,7 @@ class PulsarBroker(Broker):
         self._connection.refuse()
         with self._lock:
             opened, self._opened = self._opened, set()
-        run_within(CLOSE_TIMEOUT, partial(_close_all, opened))
+        self._connection.end(partial(_close_all, opened))
         if not self._connection.inherited:
             self._publisher.close()
         self._connection.close()
@@ -193,7 +193,7 @@ class PulsarBroker(Broker):
             )
         except SubscriptionBusyError:
             return  # it exists and is in use
-        run_within(CLOSE_TIMEOUT, consumer.close)
+        self._connection.end(consumer.close)
 
     def _trim_partition(self, topic: str, subscription: str, before: float) -> None:
         try:
@@ -217,7 +217,7 @@ class PulsarBroker(Broker):
             if not isinstance(error.__cause__, pulsar.Timeout):  # which here means the end of the topic
                 raise
         finally:
-            run_within(CLOSE_TIMEOUT, consumer.close)
+            self._connection.end(consumer.close)
 
     def _subscribe(self, topics: Sequence[str], subscription: str, **options: Any) -> Any:
         distinct = list(dict.fromkeys(topics))

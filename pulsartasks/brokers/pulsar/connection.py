@@ -36,9 +36,6 @@ itself, but not in a look-up."""
 LISTEN_EVERY = 10.0
 """Seconds between two looks for why a connection was lost."""
 
-_CLOSING = "pulsartasks-close"
-"""The name of threads that wait for the client to close something."""
-
 _Result = TypeVar("_Result")
 
 
@@ -50,6 +47,7 @@ class Connection:
         self._lock = threading.Lock()
         self._clients: dict[str, Any] = {}
         self._handles: set[Any] = set()
+        self._ending: set[threading.Thread] = set()
         self._pid: int | None = None
         self._closed = False
         self._let_in = False
@@ -169,12 +167,47 @@ class Connection:
         with self._lock:
             self._closed = True
             clients, self._clients = self._clients, {}
-        run_within(CLOSE_TIMEOUT, *(client.close for client in clients.values()))
-        _cut_off(clients.values())
+        self.end(*(client.close for client in clients.values()))
+        self._cut_off(clients.values())
         with self._lock:
             self._handles.clear()
         if clients:
             _make_mortal(self._handles)
+
+    def end(self, *closings: Callable[[], object]) -> None:
+        """Close things beside each other, for `CLOSE_TIMEOUT` at most, since some hang when the broker is away."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        threads = []
+        for closing in closings:
+            thread = threading.Thread(target=self._run, args=(closing,), name="pulsartasks-close", daemon=True)
+            try:
+                thread.start()
+                threads.append(thread)
+            except RuntimeError:  # the interpreter ends: from Python 3.12 on no thread starts any more
+                self._run(closing)
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0))
+
+    def _run(self, closing: Callable[[], object]) -> None:
+        here = threading.current_thread()
+        self._ending.add(here)
+        try:
+            with suppress(pulsar.PulsarException, ValueError):  # closed already, or the connection is gone
+                closing()
+        finally:
+            self._ending.discard(here)
+
+    def _cut_off(self, clients: Collection[Any]) -> None:
+        """Let no thread go on waiting for an answer of the broker.
+
+        One that does so while the interpreter ends would abort the process: Python ends it by an exception as soon as
+        it comes back from the client, and that exception may not leave C++ code.
+        """
+        if waiting := self._ending - {threading.current_thread()}:
+            for client in clients:
+                client.shutdown()
+            for thread in waiting:
+                thread.join(1.0)
 
     def _client(self, role: str) -> Any:
         self.check()
@@ -218,40 +251,6 @@ class Connection:
                 # default one and ConsoleLogger write to stdout.
                 logger=pulsar.FileLogger(pulsar.LoggerLevel.Warn, settings.client_log),
             )
-
-
-def _cut_off(clients: Collection[Any]) -> None:
-    """End what still waits for an answer of the broker.
-
-    A thread that does so while the interpreter ends would abort the process: Python ends it by an exception as soon as
-    it comes back from the client, and that exception may not leave C++ code.
-    """
-    here = threading.current_thread()
-    if waiting := [thread for thread in threading.enumerate() if thread.name == _CLOSING and thread is not here]:
-        for client in clients:
-            client.shutdown()
-        for thread in waiting:
-            thread.join(1.0)
-
-
-def run_within(seconds: float, *functions: Callable[[], object]) -> None:
-    """Close things beside each other, and wait no longer than `seconds`, for some hang when the broker is away."""
-    deadline = time.monotonic() + seconds
-    threads = []
-    for function in functions:
-        thread = threading.Thread(target=_ignoring_errors, args=(function,), name=_CLOSING, daemon=True)
-        try:
-            thread.start()
-            threads.append(thread)
-        except RuntimeError:  # the interpreter ends: from Python 3.12 on no thread starts any more
-            _ignoring_errors(function)
-    for thread in threads:
-        thread.join(max(deadline - time.monotonic(), 0))
-
-
-def _ignoring_errors(function: Callable[[], object]) -> None:
-    with suppress(pulsar.PulsarException, ValueError):  # closed already, or the connection is gone
-        function()
 
 
 def _authentication(settings: PulsarSettings) -> Any:

@@ -14,7 +14,7 @@ import pulsar
 import structlog
 
 from pulsartasks.brokers.base import Consumer, Delivery
-from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
+from pulsartasks.brokers.pulsar.connection import Connection
 from pulsartasks.errors import ClosedError
 from pulsartasks.topics import is_persistent
 
@@ -82,7 +82,7 @@ class PulsarConsumer(Consumer):
             self._closed = True
         self._on_close(self)
         if not self._connection.inherited:
-            run_within(CLOSE_TIMEOUT, self._consumer.close)
+            self._connection.end(self._consumer.close)
             self._connection.forget(self._consumer)
 
     @property

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import pulsar
 
 from pulsartasks.brokers.base import UNPACKED, Packing, not_data, refusal
-from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
+from pulsartasks.brokers.pulsar.connection import Connection
 from pulsartasks.brokers.pulsar.consumer import message_id_text
 from pulsartasks.brokers.pulsar.deadlines import Deadlines
 from pulsartasks.brokers.pulsar.diagnosis import WrongSettingError
@@ -93,13 +93,13 @@ class Publisher:
             for outlet in outlets:
                 del self._outlets[outlet.route]
         if outlets:
-            run_within(CLOSE_TIMEOUT, partial(_close_all, outlets, self._connection))
+            self._connection.end(partial(_close_all, outlets, self._connection))
 
     def close(self) -> None:
         """Close all producers; what is unconfirmed is a `ClosedError` to its caller."""
         with self._lock:
             outlets, self._outlets = list(self._outlets.values()), OrderedDict()
-        run_within(CLOSE_TIMEOUT, partial(_close_all, outlets, self._connection))
+        self._connection.end(partial(_close_all, outlets, self._connection))
 
     def _send_alone(self, call: _Call) -> None:
         """Send a single message by the client's blocking call, if the producer is open and stays so.

@@ -12,7 +12,7 @@ from typing import Any
 import pulsar
 
 from pulsartasks.brokers.base import Delivery, Reader
-from pulsartasks.brokers.pulsar.connection import CLOSE_TIMEOUT, Connection, run_within
+from pulsartasks.brokers.pulsar.connection import Connection
 from pulsartasks.brokers.pulsar.consumer import WAIT, TopicNames, to_delivery
 from pulsartasks.brokers.pulsar.errors import translated
 from pulsartasks.errors import ClosedError
@@ -149,7 +149,7 @@ class PulsarReader(Reader):
             self._closed = True
         self._on_close(self)
         if not self._connection.inherited:
-            run_within(CLOSE_TIMEOUT, self._reader.close)
+            self._connection.end(self._reader.close)
             self._connection.forget(self._reader)
 
     def _more(self) -> bool:

@@ -46,10 +46,11 @@ def test_friends_talk_and_see_each_other_without_reloading(friends: tuple[Visito
     ada, grace = friends
     expect(ada.page.locator("#people")).to_contain_text(grace.name)
 
-    for speaker, listener in ((ada, grace), (grace, ada)):
+    for sent, (speaker, listener) in enumerate(((ada, grace), (grace, ada)), 1):
         took = speaker.record(seconds=_length(speech) + 2)
         speaker.send()
 
+        expect(listener.messages).to_have_count(sent)
         expect(listener.transcript()).to_be_visible()
         heard = listener.transcript().inner_text()
         assert word_error_rate(heard, speech.clips[0].transcript) <= 0.25, heard
