@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timezone
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
@@ -26,6 +27,16 @@ _NOBODY = hasher.hash("nobody's password")
 
 _FAILURES = "10 per minute; 60 per hour"
 """Wrong passwords for one name from one address."""
+
+
+@blueprint.before_app_request
+def renew() -> None:
+    """Count the days that a session lasts from the last one on which it was used.
+
+    Not from every answer: one that was on its way while the same browser logged out would log it in again.
+    """
+    if "user_id" in session and session.get("renewed") != _today():
+        session["renewed"] = _today()
 
 
 @blueprint.get("/")
@@ -87,6 +98,7 @@ def enter(user: User) -> None:
     session.clear()
     session.permanent = True
     session["user_id"] = user.id
+    session["renewed"] = _today()
 
 
 def local_address(address: str | None) -> str | None:
@@ -98,6 +110,10 @@ def local_address(address: str | None) -> str | None:
     if address and address.startswith("/") and not re.match(r"/[/\\]", address) and address.isprintable():
         return address
     return None
+
+
+def _today() -> str:
+    return datetime.now(timezone.utc).date().isoformat()
 
 
 def _objection(name: str, password: str) -> str | None:

@@ -45,6 +45,24 @@ def test_log_out_and_in_again_whatever_the_case_of_the_name(person: MakePerson) 
     assert answer.location == "/chats"
 
 
+def test_answer_that_comes_after_the_log_out_does_not_log_in_again(person: MakePerson) -> None:
+    ada = person("Ada")
+    ada.get("/chats")
+
+    assert "Set-Cookie" not in ada.get("/chats").headers
+
+
+def test_session_lasts_from_the_last_day_on_which_it_was_used(person: MakePerson) -> None:
+    ada = person("Ada")
+    with ada.client.session_transaction() as session:
+        session["renewed"] = "2026-01-31"
+
+    renewed = ada.get("/chats").headers
+
+    assert "Expires=" in renewed["Set-Cookie"]
+    assert "Set-Cookie" not in ada.get("/chats").headers
+
+
 @pytest.mark.parametrize(("name", "password"), [("Ada", "wrong horse"), ("Nobody", "correct horse"), ("", "")])
 def test_wrong_name_or_password_is_told_without_saying_which(person: MakePerson, name: str, password: str) -> None:
     ada = person("Ada")
