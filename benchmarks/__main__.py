@@ -60,6 +60,7 @@ SCALE: Mapping[str, tuple[Callable[[Servers, int], Figures], float]] = {
     "processes, 4 partitions": (partial(scale.processes, partitions="4"), 2),
     "fan_out": (scale.fan_out, 0.05),
     "fairness": (scale.fairness, 0.03),
+    "burst": (scale.burst, 0.002),
 }
 
 

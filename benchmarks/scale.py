@@ -142,6 +142,31 @@ def fairness(servers: Servers, count: int) -> Figures:
     }
 
 
+def burst(servers: Servers, count: int) -> Figures:
+    """How long the first and the last of six tasks of 0.1 s wait, sent together to 8 threads with nothing to do."""
+    app = _app(servers)
+    waits: list[float] = []
+
+    @app.task(ignore_result=True)
+    def hold(called: float) -> None:
+        waits.append((now() - called) * 1000)
+        time.sleep(0.1)
+
+    worker = Worker(app, concurrency=8)
+    worker.start()
+    bursts = []
+    for _ in range(count + 1):
+        time.sleep(0.2)
+        waits.clear()
+        hold.map([(now(),)] * 6)
+        wait_until(lambda: len(waits) == 6, "the burst")
+        bursts.append((waits[0], waits[-1]))
+    worker.stop()
+    app.close()
+    first, last = zip(*bursts[1:], strict=True)  # the first one opened the producer
+    return {"first_p50_ms": statistics.median(first), "last_p50_ms": statistics.median(last), "last_max_ms": max(last)}
+
+
 def _waits(servers: Servers, count: int, *, every: int) -> list[float]:
     app = _app(servers)
     waits: list[float] = []

@@ -503,6 +503,20 @@ def test_batch_of_another_client_is_settled_one_by_one(broker: Broker, pulsar_se
     wait_until(lambda: backlog(pulsar_server, topic) == 1, "the batch was not settled")
 
 
+def test_each_message_of_a_burst_wakes_a_thread_that_waits(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pulsartasks.brokers.pulsar.consumer.WAIT", 2 * LONG * 1000)  # so that none wakes by itself
+    broker.declare(topic, ["s"])
+    consumer = broker.subscribe(Subscription((topic,), "s"))
+
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(5):
+            waiting = [pool.submit(consumer.receive, 2 * LONG) for _ in range(6)]
+            broker.publish_many(text(topic, *range(6)), timeout=LONG)
+            assert None not in [one.result(LONG) for one in waiting]
+
+
 def test_released_message_comes_again(broker: Broker, topic: str) -> None:
     broker.declare(topic, ["s"])
     broker.publish_many(text(topic, "first", "second"))

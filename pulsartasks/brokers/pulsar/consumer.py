@@ -40,30 +40,29 @@ class PulsarConsumer(Consumer):
         self._on_close = on_close
         self._names = TopicNames()
         self._progress = Progress()
+        self._waits = threading.Lock()
         self._lock = threading.Lock()
         self._closed = False
 
     def receive(self, timeout: float) -> Delivery | None:
+        """One thread waits in the client at a time; the next one when that has a message.
+
+        Of several that wait there, a message wakes one only if it comes into an empty queue
+        (lib/UnboundedBlockingQueue.h, `push`). Of a burst all but the first would lie there, though others have
+        nothing to do, until that one's thread comes back or the time of another one is over.
+        """
         deadline = time.monotonic() + timeout
-        wait = min(int(timeout * 1000) or 1, WAIT)
-        while True:
-            self._connection.check()
-            try:
-                message = self._consumer.receive(wait)
-            except pulsar.Timeout:
-                message = None
-                if not self._consumer.is_connected():
-                    self._connection.lost()
-            except pulsar.AlreadyClosed:
-                raise ClosedError("the consumer was closed") from None
-            except pulsar.Interrupted:  # see errors.translated
-                raise KeyboardInterrupt from None
-            if message is not None and (delivery := self._take(message)) is not None:
+        if not self._waits.acquire(blocking=False):
+            if (delivery := self._next(0)) is not None:  # under load there is no need to line up
                 return delivery
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            if not self._waits.acquire(timeout=max(timeout, 0.0)):
                 return None
-            wait = min(int(remaining * 1000) + 1, WAIT)
+        try:
+            while (delivery := self._next(_wait(deadline))) is None and time.monotonic() < deadline:
+                pass
+            return delivery
+        finally:
+            self._waits.release()
 
     def acknowledge(self, delivery: Delivery) -> None:
         self._progress.finish(delivery.message_id)
@@ -89,6 +88,21 @@ class PulsarConsumer(Consumer):
     def connected(self) -> bool:
         return not self._closed and self._connection.usable and bool(self._consumer.is_connected())
 
+    def _next(self, wait: int) -> Delivery | None:
+        """What comes within so many milliseconds; None also if that was a copy."""
+        self._connection.check()
+        try:
+            message = self._consumer.receive(wait)
+        except pulsar.Timeout:
+            if wait > 0 and not self._consumer.is_connected():
+                self._connection.lost()
+            return None
+        except pulsar.AlreadyClosed:
+            raise ClosedError("the consumer was closed") from None
+        except pulsar.Interrupted:  # see errors.translated
+            raise KeyboardInterrupt from None
+        return self._take(message)
+
     def _take(self, message: Any) -> Delivery | None:
         """The delivery of `message`; None if it is a copy of one that runs or ran here.
 
@@ -113,6 +127,11 @@ class PulsarConsumer(Consumer):
             self._consumer.acknowledge(message)
         except pulsar.PulsarException:
             pass  # not connected or closed: the message comes again
+
+
+def _wait(deadline: float) -> int:
+    """Milliseconds of the next wait, of which there is one at least."""
+    return min(max(int((deadline - time.monotonic()) * 1000) + 1, 1), WAIT)
 
 
 class Progress:
