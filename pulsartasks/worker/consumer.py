@@ -27,6 +27,7 @@ from pulsartasks.errors import (
 )
 from pulsartasks.message import Publication, read_eta
 from pulsartasks.retry import backoff
+from pulsartasks.worker.crew import Crew, Member
 from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.lanes import Held, Lanes
 from pulsartasks.worker.rate_limit import RateLimit
@@ -216,19 +217,33 @@ class SharedConsumer(ConsumerThreads):
         super().__init__(app, subscription, threads=threads)
         self._executor = executor
         self._aside = aside
+        self._crew = Crew()
+
+    def stop(self) -> None:
+        super().stop()
+        self._crew.wake()
 
     def _work(self, consumer: Consumer) -> None:
-        while not self._stopping.is_set():
-            delivery = self._receive(consumer)
-            if delivery is None:
-                continue
-            if message.ETA in delivery.properties and not self._wait_until_due(delivery):
-                continue
-            try:
+        member = Member()
+        try:
+            while not self._stopping.is_set():
+                delivery = self._receive(consumer)
+                if delivery is not None:
+                    self._handle(delivery, member)
+                self._crew.wait_turn(member)
+        finally:
+            self._crew.leave(member)
+
+    def _handle(self, delivery: Delivery, member: Member) -> None:
+        self._crew.begin(member)
+        try:
+            if message.ETA not in delivery.properties or self._wait_until_due(delivery):
                 self._executor.execute(delivery, self.subscription.name)
-            except BaseException:  # a bug, of a middleware or our own; nobody would get the message again
-                delivery.release()
-                raise
+        except BaseException:  # a bug, of a middleware or our own; nobody would get the message again
+            delivery.release()
+            raise
+        finally:
+            self._crew.end(member)
 
 
 class OrderedConsumer(ConsumerThreads):

@@ -53,6 +53,26 @@ def test_ordered_topics_do_not_wait_for_each_other(app: PulsarTasks, start_worke
     assert {result.get(timeout=PATIENCE) for result in results} == {0, 1}
 
 
+def test_long_run_amid_many_short_ones_does_not_keep_the_next_waiting(app: PulsarTasks, start_worker: Workers) -> None:
+    done = threading.Event()
+
+    @app.task(topic="work")
+    def note(last: bool) -> None:
+        if last:
+            done.set()
+
+    @app.task(topic="work")
+    def hold() -> bool:
+        return done.wait(PATIENCE)
+
+    app.publish_many([note.s(False).publication() for _ in range(2000)])
+    held = [hold.delay() for _ in range(3)]
+    note.delay(True)
+    start_worker(app)
+
+    assert all(result.get(timeout=PATIENCE) for result in held)
+
+
 def test_concurrency_of_a_task_is_kept_beside_that_of_the_worker(app: PulsarTasks, start_worker: Workers) -> None:
     running: list[int] = []
     most: list[int] = []
