@@ -134,7 +134,8 @@ class PushedResults(ResultStore):
                         break
                     waiter.look = True
                 else:
-                    if state is not None and state != told:
+                    # What was found may be ahead of pushes that are still on their way.
+                    if state is not None and state != told and newer(told, state) is state:
                         tell(state)
                         told = state
             return waiter.result

@@ -275,8 +275,12 @@ def test_message_that_waits_for_its_key_is_received(
 def test_task_gives_itself_states_which_the_caller_is_told_one_by_one(
     app: PulsarTasks, start_worker: Workers, go_on: threading.Event
 ) -> None:
+    listens = threading.Event()
+
     @app.task(bind=True)
     def hello(self: TaskContext, a: int, b: int) -> str:
+        while not listens.wait(0.05):
+            self.update_state(state="BEGINNING")
         for percent in (50, 90):
             self.update_state(state="PROGRESS", meta={"progress": percent})
         self.update_state(state="AT THE END")
@@ -287,11 +291,11 @@ def test_task_gives_itself_states_which_the_caller_is_told_one_by_one(
 
     def on_raw_message(body: dict[str, Any]) -> None:
         told.append(body)
+        listens.set()
         if body["status"] == "AT THE END":
             go_on.set()
 
     start_worker(app)
-    app.results.heard("")  # listens, so that it is told of each
     result = hello.apply_async(args=(1, 1))
 
     assert result.get(on_message=on_raw_message, propagate=False, timeout=60) == "hello world: 2"
