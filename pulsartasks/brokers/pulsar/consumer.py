@@ -58,7 +58,7 @@ class PulsarConsumer(Consumer):
             if not self._waits.acquire(timeout=max(timeout, 0.0)):
                 return None
         try:
-            while (delivery := self._next(_wait(deadline))) is None and time.monotonic() < deadline:
+            while (delivery := self._next(next_wait(deadline))) is None and time.monotonic() < deadline:
                 pass
             return delivery
         finally:
@@ -129,8 +129,8 @@ class PulsarConsumer(Consumer):
             pass  # not connected or closed: the message comes again
 
 
-def _wait(deadline: float) -> int:
-    """Milliseconds of the next wait, of which there is one at least."""
+def next_wait(deadline: float) -> int:
+    """Milliseconds of the next single wait until `deadline` (monotonic seconds), at least one."""
     return min(max(int((deadline - time.monotonic()) * 1000) + 1, 1), WAIT)
 
 

@@ -13,7 +13,7 @@ import pulsar
 
 from pulsartasks.brokers.base import Delivery, Reader
 from pulsartasks.brokers.pulsar.connection import Connection
-from pulsartasks.brokers.pulsar.consumer import WAIT, TopicNames, to_delivery
+from pulsartasks.brokers.pulsar.consumer import TopicNames, next_wait, to_delivery
 from pulsartasks.brokers.pulsar.errors import translated
 from pulsartasks.errors import ClosedError
 from pulsartasks.topics import is_persistent
@@ -137,7 +137,7 @@ class PulsarReader(Reader):
             elif remaining <= 0 or (to_the_end and not self._more()):
                 return None
             else:
-                message = self._next(min(int(remaining * 1000) + 1, WAIT))
+                message = self._next(next_wait(deadline))
             # What was on its way before the seek took effect, or stands out of order, is not wanted.
             if message is not None and message.publish_timestamp() >= self._since:
                 return to_delivery(message, self._names)
