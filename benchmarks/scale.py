@@ -7,7 +7,8 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -123,11 +124,9 @@ def fan_out(servers: Servers, count: int) -> Figures:
         topic.publish(event)
     worker = Worker(app, concurrency=1)
     began = now()
-    worker.start()
-    wait_until(lambda: min(ran) >= count, "the events")
-    seconds = now() - began
-    worker.stop()
-    app.close()
+    with closing(app), _started(worker):
+        wait_until(lambda: min(ran) >= count, "the events")
+        seconds = now() - began
     return {"events": count, "handled_per_second": sum(ran) / seconds}
 
 
@@ -152,17 +151,14 @@ def burst(servers: Servers, count: int) -> Figures:
         waits.append((now() - called) * 1000)
         time.sleep(0.1)
 
-    worker = Worker(app, concurrency=8)
-    worker.start()
     bursts = []
-    for _ in range(count + 1):
-        time.sleep(0.2)
-        waits.clear()
-        hold.map([(now(),)] * 6)
-        wait_until(lambda: len(waits) == 6, "the burst")
-        bursts.append((waits[0], waits[-1]))
-    worker.stop()
-    app.close()
+    with closing(app), _started(Worker(app, concurrency=8)):
+        for _ in range(count + 1):
+            time.sleep(0.2)
+            waits.clear()
+            hold.map([(now(),)] * 6)
+            wait_until(lambda: len(waits) == 6, "the burst")
+            bursts.append((waits[0], waits[-1]))
     first, last = zip(*bursts[1:], strict=True)  # the first one opened the producer
     return {"first_p50_ms": statistics.median(first), "last_p50_ms": statistics.median(last), "last_max_ms": max(last)}
 
@@ -180,21 +176,28 @@ def _waits(servers: Servers, count: int, *, every: int) -> list[float]:
     def slow() -> None:
         time.sleep(1)
 
-    worker = Worker(app, concurrency=8)
-    worker.start()
-    for number in range(1, count + 1):
-        if number % every == 0:
-            slow.delay()
-        quick.delay(now())
-        time.sleep(0.02)
-    wait_until(lambda: len(waits) >= count, "the quick tasks")
-    worker.stop()
-    app.close()
+    with closing(app), _started(Worker(app, concurrency=8)):
+        for number in range(1, count + 1):
+            if number % every == 0:
+                slow.delay()
+            quick.delay(now())
+            time.sleep(0.02)
+        wait_until(lambda: len(waits) >= count, "the quick tasks")
     return statistics.quantiles(waits, n=100)
 
 
 def _ours() -> Contender:
     return CONTENDERS[0]
+
+
+@contextmanager
+def _started(worker: Worker) -> Iterator[None]:
+    """It works during the block."""
+    worker.start()
+    try:
+        yield
+    finally:
+        worker.stop()
 
 
 def _app(servers: Servers) -> PulsarTasks:
