@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from pulsartasks.contrib.blobs import (
     open_blob_store,
 )
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
-from tests.services import S3Server, free_ports
+from tests.services import CHECKOUT, S3Server, free_ports
 
 MEBIBYTE = 1024 * 1024
 
@@ -178,16 +180,23 @@ def test_concurrent_writers_never_mix_their_blobs(store: BlobStore) -> None:
     assert [blob for blob in seen if blob.content_type != f"text/{blob.data[:1].decode()}"] == []
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_store_works_in_a_child_after_a_fork(store: BlobStore) -> None:
-    store.put("from-parent", b"1")
-    child = multiprocessing.get_context("fork").Process(target=store.put, args=("from-child", b"2"))
+def test_store_works_in_a_child_after_a_fork(url: str) -> None:
+    program = """
+        import os, sys
+        from pulsartasks.contrib.blobs import open_blob_store
+        store = open_blob_store(sys.argv[1])
+        store.put("from-parent", b"1")
+        child = os.fork()
+        store.put("from-child" if child == 0 else "from-parent-again", store.get("from-parent").data)
+        if child:
+            _, status = os.waitpid(child, 0)
+            raise SystemExit(os.waitstatus_to_exitcode(status))
+    """
 
-    child.start()
-    child.join(30)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program), url], cwd=CHECKOUT, check=True, timeout=60)
 
-    assert child.exitcode == 0
-    assert store.get("from-child").data == b"2"
+    store = open_blob_store(url)
+    assert [store.get(f"from-{name}").data for name in ("child", "parent-again")] == [b"1", b"1"]
 
 
 class TestFolder:

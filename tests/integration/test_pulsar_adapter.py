@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -782,6 +783,24 @@ def test_reader_misses_nothing_that_is_published_after_it_was_opened(
     assert {delivery.topic for delivery in deliveries} == {topic}
     assert reader.receive(0.0) is None
     assert reader.receive(0.05) is None
+
+
+def test_reader_at_the_end_gives_nothing_old_though_its_client_hands_it_over_late(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.declare(topic, ["s"], partitions=3)
+    broker.publish_many([Publication(topic, b"before", key=str(number)) for number in range(10)])
+    has_message, asked = pulsar.Reader.has_message_available, itertools.count(1)
+
+    def as_while_a_message_is_between_two_queues(reader: pulsar.Reader) -> bool:
+        return next(asked) != 2 and has_message(reader)
+
+    monkeypatch.setattr(pulsar.Reader, "has_message_available", as_while_a_message_is_between_two_queues)
+    reader = broker.read(topic)
+    broker.publish_many([Publication(topic, str(number).encode(), key=str(number)) for number in range(10)])
+
+    assert sorted(values(take(reader, 10))) == [str(number) for number in range(10)]
+    assert reader.receive(0.0) is None
 
 
 @pytest.mark.parametrize("partitions", [0, 3])

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pulsar
 
@@ -30,18 +30,26 @@ _QUEUE = 100
 _TRIES = 3
 
 
-def open_reader(client: Any, topic: str, since: float | None, **options: Any) -> tuple[Any, list[Any]]:
-    """The client's reader of `topic`, from its end or from an instant on, and the messages it has read already.
+class _Opened(NamedTuple):
+    """The client's reader, what it has read already and is wanted, and the last message that is not, by partition."""
+
+    reader: Any
+    wanted: list[Any]
+    passed: dict[str, Any]
+
+
+def _open_reader(client: Any, topic: str, since: float | None, **options: Any) -> _Opened:
+    """A reader of `topic`, from its end or from an instant on.
 
     Until the client has read a first message it does not know where it is: after a reconnect it goes to what is then
     the end, though it was told where to begin, and passes over what came meanwhile. So every reader begins with one.
     """
     if not is_persistent(topic):
         options["receiver_queue_size"] = NON_PERSISTENT_QUEUE
-        return _create(client, topic, pulsar.MessageId.latest, **options), []
+        return _Opened(_create(client, topic, pulsar.MessageId.latest, **options), [], {})
     options["receiver_queue_size"] = _QUEUE
     if since is None:
-        return _open_at_end(client, topic, options)[0], []
+        return _open_at_end(client, topic, options)
     while True:
         reader = _create(client, topic, pulsar.MessageId.earliest, **options)
         with _closing_on_error(reader):
@@ -49,26 +57,44 @@ def open_reader(client: Any, topic: str, since: float | None, **options: Any) ->
                 reader.seek(milliseconds(since))
             first = _read_present(reader)
         if first is not None:
-            return reader, [first]
+            return _Opened(reader, [first], {})
         reader.close()
-        reader, last = _open_at_end(client, topic, options)
-        if all(message.publish_timestamp() < milliseconds(since) for message in last):
-            return reader, []
-        reader.close()  # something came between the two: look again
+        opened = _open_at_end(client, topic, options)
+        if all(message.publish_timestamp() < milliseconds(since) for message in opened.passed.values()):
+            return opened
+        opened.reader.close()  # something came between the two: look again
 
 
-def _open_at_end(client: Any, topic: str, options: Mapping[str, Any]) -> tuple[Any, list[Any]]:
-    """A reader behind the last message of each partition, and these."""
+def _open_at_end(client: Any, topic: str, options: Mapping[str, Any]) -> _Opened:
+    """A reader behind the last message of each partition.
+
+    Of several partitions the client's reader may give such a message late, or again: it says that none is there while
+    its thread carries one from a partition's queue to the common one (lib/MultiTopicsConsumerImpl.cc,
+    `hasMessageAvailableAsync`). So a partition that seems empty is asked alone, and what is passed is known by its id.
+    """
     reader = _create(client, topic, pulsar.MessageId.latest, start_message_id_inclusive=True, **options)
-    last: dict[str, Any] = {}
+    passed: dict[str, Any] = {}
     with _closing_on_error(reader):
-        partitions = len(client.get_topic_partitions(topic))
-        while len(last) < partitions and (message := _read_present(reader)) is not None:
-            last[message.topic_name()] = message
-    if last:
-        return reader, list(last.values())
+        partitions = client.get_topic_partitions(topic)
+        while len(passed) < len(partitions) and (message := _read_present(reader)) is not None:
+            passed[message.topic_name()] = message
+        if len(partitions) > 1:
+            for partition in set(partitions) - set(passed):
+                if (message := _last(client, partition, options)) is not None:
+                    passed[partition] = message
+    if passed:
+        return _Opened(reader, [], passed)
     reader.close()  # there is no message, so the earliest is the first that comes
-    return _create(client, topic, pulsar.MessageId.earliest, **options), []
+    return _Opened(_create(client, topic, pulsar.MessageId.earliest, **options), [], {})
+
+
+def _last(client: Any, partition: str, options: Mapping[str, Any]) -> Any:
+    """The last message of a partition, or None."""
+    reader = _create(client, partition, pulsar.MessageId.latest, start_message_id_inclusive=True, **options)
+    try:
+        return _read_present(reader)
+    finally:
+        reader.close()
 
 
 def _create(client: Any, topic: str, start: Any, **options: Any) -> Any:
@@ -112,8 +138,8 @@ class PulsarReader(Reader):
         topic: str,
         since: float | None,
     ) -> None:
-        reader, self._already_read = connection.ask(
-            f"read {topic}", lambda client: open_reader(client, topic, since, **connection.decryption)
+        reader, self._already_read, self._passed = connection.ask(
+            f"read {topic}", lambda client: _open_reader(client, topic, since, **connection.decryption)
         )
         self._connection = connection
         self._reader = connection.keep(reader)
@@ -138,8 +164,7 @@ class PulsarReader(Reader):
                 return None
             else:
                 message = self._next(next_wait(deadline))
-            # What was on its way before the seek took effect, or stands out of order, is not wanted.
-            if message is not None and message.publish_timestamp() >= self._since:
+            if message is not None and self._wants(message):
                 return to_delivery(message, self._names)
 
     def close(self) -> None:
@@ -151,6 +176,17 @@ class PulsarReader(Reader):
         if not self._connection.inherited:
             self._connection.end(self._reader.close)
             self._connection.forget(self._reader)
+
+    def _wants(self, message: Any) -> bool:
+        if message.publish_timestamp() < self._since:
+            return False  # it was on its way before the seek took effect, or stands out of order
+        passed = self._passed.get(message.topic_name()) if self._passed else None
+        if passed is None:
+            return True
+        if message.message_id() <= passed.message_id():
+            return False
+        self._passed.pop(message.topic_name(), None)  # a partition's messages come in order
+        return True
 
     def _more(self) -> bool:
         with translated("look for the end of the topic"):
