@@ -927,10 +927,11 @@ def test_process_ends_well_though_the_broker_does_not_answer(
 ) -> None:
     script = """
         broker.declare(topic, ["s"])
-        consumer = broker.subscribe(Subscription((topic,), "s"))
+        consumers = [broker.subscribe(Subscription((topic,), "s")) for _ in range(16)]
         print("opened", flush=True)
         sys.stdin.readline()
-        consumer.close()
+        for consumer in consumers:
+            consumer.close()
         if "close" in sys.argv:
             broker.close()
     """
