@@ -17,10 +17,11 @@ OF_THE_TESTS = {
     "bindAddress",
     "brokerDeleteInactiveTopicsFrequencySeconds",
     "delayedDeliveryTickTimeMillis",
+    "managedLedgerCacheEvictionFrequency",
     "numHttpServerThreads",
     "numIOThreads",
 }
-"""What saves waiting or memory in tests, and is as Pulsar has it in production."""
+"""What saves time or memory in tests, and is as Pulsar has it in production."""
 UNITS = {"m": 1 / 1024, "g": 1.0, "Mi": 1 / 1024, "Gi": 1.0}
 BESIDE_THE_HEAP = 0.2
 """GiB that a JVM needs at least for threads, code and classes."""
