@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
@@ -44,9 +45,29 @@ def encode(value: Any, *, what: str = "this") -> bytes:
         InvalidArgumentsError: it has something in it that is not data.
     """
     try:
-        return _encoder.encode(value)
+        encoded = _encoder.encode(value)
+        if b"null" in encoded:
+            _refuse_nan(value)
     except (TypeError, NotImplementedError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidArgumentsError(f"{what} cannot be sent as JSON: {error}") from error
+    return encoded
+
+
+def _refuse_nan(value: Any) -> None:
+    """The encoder makes null of what JSON has no number for.
+
+    Raises:
+        ValueError: there is such a one in it.
+    """
+    left = [msgspec.to_builtins(value, enc_hook=lambda v: None if isinstance(v, msgspec.Raw) else to_builtin(v))]
+    while left:
+        part = left.pop()
+        if isinstance(part, float) and not math.isfinite(part):
+            raise ValueError(f"it has no {part}; give None or a text instead")
+        if isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list | tuple | set | frozenset):
+            left += part
 
 
 class PayloadCodec(Generic[T]):

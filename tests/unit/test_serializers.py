@@ -114,12 +114,24 @@ def test_bottomless_value_cannot_be_sent() -> None:
         encode(loop)
 
 
-def test_numbers_that_json_lacks_arrive_as_nothing_and_are_refused_where_a_number_is_wanted() -> None:
-    codec: PayloadCodec[float] = PayloadCodec(float)
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_lacks_are_refused_wherever_they_stand(number: float) -> None:
+    @dataclass
+    class Line:
+        slope: Any
 
-    for number in (math.nan, math.inf):
-        with pytest.raises(InvalidArgumentsError):
-            codec.encode(number)
+    def mean(values: Any) -> None:
+        pass
+
+    call = CallCodec(mean)
+    floats: PayloadCodec[float] = PayloadCodec(float)
+    for value in (number, {"mean": [None, number]}, (1, {"deep": (None, {"deeper": number})}), Line(number)):
+        with pytest.raises(InvalidArgumentsError, match=f"a call of mean.. cannot be sent as JSON: it has no {number}"):
+            call.encode([value], {})
+    with pytest.raises(InvalidArgumentsError):
+        floats.encode(number)
+    for sound in (None, [None, 1.5], {"null": "null"}, msgspec.Raw(b"null")):
+        call.encode([sound], {})
 
 
 @pytest.mark.parametrize("wrong", [Order("ada", "many"), {"customer": 7}, "ada", None])  # type: ignore[arg-type]
