@@ -168,6 +168,7 @@ class TaskContext:
         if countdown is not None and not math.isfinite(countdown):
             raise ValueError(f"retry(countdown={countdown}) has no end; give seconds")
         retry = Retry(policy.delay(self.retries, random.random) if countdown is None else countdown, exc)
+        retry.counted = True
         if throw:
             raise retry
         self.retrying = retry

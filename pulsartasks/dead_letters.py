@@ -11,6 +11,7 @@ from pulsartasks.app import PulsarTasks
 from pulsartasks.brokers.base import Consumer, Delivery, Subscription
 from pulsartasks.errors import BrokerError, ConfigurationError
 from pulsartasks.message import (
+    IGNORE_RESULT,
     ORIGIN_MESSAGE_ID,
     REAL_SUBSCRIPTION,
     REAL_TOPIC,
@@ -107,11 +108,14 @@ class DeadLetters:
     def _alive_again(self, kept: Kept) -> Publication:
         # The retry topic belongs to this subscription alone, takes calls and events alike, and in ordered modes leads
         # under the message's key to the call topic.
+        properties = without_death(kept.delivery.properties)
+        if TASK_ID not in properties:  # what has its id from its first message must take it along; nobody waits for it
+            properties |= {TASK_ID: kept.id, IGNORE_RESULT: "1"}
         return Publication(
             topic=self._owner(kept.delivery).topics.retry,
             value=kept.delivery.value,
             key=kept.delivery.key,
-            properties=without_death(kept.delivery.properties),
+            properties=properties,
         )
 
     @contextmanager

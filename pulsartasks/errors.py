@@ -197,7 +197,10 @@ class MaxRetriesExceededError(PulsarTasksError):
 
 
 class Retry(Exception):  # noqa: N818 - control flow is a bare verb
-    """Run this message again after `delay` seconds; raised by ``self.retry()``."""
+    """Run this message again after `delay` seconds, if a retry is left; raised by ``self.retry()``."""
+
+    counted = False
+    """Whether it is known already that one is left; by other rules than the task's, maybe."""
 
     def __init__(self, delay: float, cause: BaseException | None = None) -> None:
         super().__init__(f"retry in {delay:g} s")

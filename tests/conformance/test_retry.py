@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from structlog.testing import capture_logs
 
-from pulsartasks import PulsarTasks, TaskContext
+from pulsartasks import PulsarTasks, Retry, TaskContext
 from pulsartasks.brokers.base import Subscription
 from pulsartasks.dead_letters import DeadLetters
 from pulsartasks.errors import MaxRetriesExceededError
@@ -95,10 +95,17 @@ def test_task_that_goes_on_asking_without_a_reason_fails_as_out_of_retries(
     def ask(context: TaskContext) -> None:
         raise context.retry(countdown=0.0)
 
+    @app.task(max_retries=2)
+    def ask_by_hand(error: bool) -> None:
+        raise Retry(0.0, KeyError("mine") if error else None)
+
     start_worker(app)
 
-    with pytest.raises(MaxRetriesExceededError, match="failed 3 times"):
-        ask.delay().get(timeout=120)
+    for call in (ask.delay(), ask_by_hand.delay(error=False)):
+        with pytest.raises(MaxRetriesExceededError, match="failed 3 times"):
+            call.get(timeout=120)
+    with pytest.raises(KeyError, match="mine"):
+        ask_by_hand.delay(error=True).get(timeout=120)
 
 
 def test_waiting_retry_is_a_message_on_the_subscriptions_retry_topic_with_the_java_clients_names(
@@ -154,6 +161,11 @@ def test_event_has_the_same_id_in_every_attempt_and_as_a_dead_letter(app: Pulsar
     wait_until(lambda: len(ids) == 3, "it did not run three times")
     wait_until(lambda: [letter.id for letter in DeadLetters(app, fail).list()] == [published], "no such dead letter")
     assert ids == [published] * 3
+
+    assert len(list(DeadLetters(app, fail).replay())) == 1
+    wait_until(lambda: len(ids) == 6, "it did not run three times again")
+    wait_until(lambda: [letter.id for letter in DeadLetters(app, fail).list()] == [published], "no such dead letter")
+    assert ids == [published] * 6
 
 
 def test_copy_of_a_client_that_does_not_say_whose_it_is_keeps_its_origin(
