@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -42,7 +42,7 @@ class Trace(msgspec.Struct, frozen=True, omit_defaults=True):
 
     id: str
     """What `message_name` gives."""
-    retries: int = 0
+    retries: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
     """Attempts that had failed before."""
     running: bool = False
     """Else it waited in its place for its next attempt."""

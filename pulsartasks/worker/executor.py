@@ -16,6 +16,7 @@ from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.batch import Batch, results_of
 from pulsartasks.brokers.base import Delivery
+from pulsartasks.clock import Clock
 from pulsartasks.context import Acknowledgement, TaskContext
 from pulsartasks.crashes import CrashStory, message_name
 from pulsartasks.errors import (
@@ -33,7 +34,7 @@ from pulsartasks.errors import (
     WorkerCrashedError,
 )
 from pulsartasks.message import Request, read_int
-from pulsartasks.middleware.base import Middleware, wrap_execute
+from pulsartasks.middleware.base import Execute, Middleware, wrap_execute
 from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
 from pulsartasks.results.base import RemoteError
 from pulsartasks.retry import RetryPolicy, backoff, unknown_task_delay
@@ -126,9 +127,9 @@ class Executor:
         try:
             if self._signals is not None:
                 self._signals.received(run)
-            if run.route.task.options.ack == "early":
-                delivery.acknowledge()
             outcome = self._run(run)
+            if outcome is None:
+                return None  # it goes back to the broker with what was prefetched
             if self._signals is not None:
                 self._signals.tell(run, outcome)
             run = self._states.end(run, outcome)
@@ -205,25 +206,25 @@ class Executor:
         )
         return Run(delivery, headers, route, task, request, retries, crash_name, story, unreadable)
 
-    def _run(self, run: Run) -> Outcome:
-        if run.task is None:
-            return _unknown(run, self._clock.now())
-        if run.unreadable is not None:
-            return _unreadable(run, run.unreadable, self._clock.now())
-        if run.story is not None and (outcome := _verdict(run, run.story, run.task)) is not None:
+    def _run(self, run: Run) -> Outcome | None:
+        """What became of it; None if the worker stops and it was not begun."""
+        early = run.route.task.options.ack == "early"
+        outcome = _foregone(run, self._clock)
+        if run.task is None or outcome is not None:
+            if early:
+                run.delivery.acknowledge()
             return outcome
-        attempt = self._attempt
-        if (message.ATTEMPT in run.headers and self._copies.is_second(run)) or (
-            message.SINGLE in run.headers and not self._singles.claim(run)
-        ):
-            attempt = self._skip_copy
-        elif run.task.options.once and not self._once.claim(run, lasting=run.task.options.once_for):
-            attempt = self._skip_done
+        attempt = self._choose(run)
         if run.task.options.ack == "manual":
             _delivery.set(run.delivery)
         alone = run.story is not None and run.story.crashes > 0
-        self.guard.begin(run.name, retries=run.in_place, time_limit=run.task.time_limit, alone=alone)
+        if alone:
+            _log.warning("message.suspected")
+        if not self.guard.begin(run.name, retries=run.in_place, time_limit=run.task.time_limit, alone=alone):
+            return None
         try:
+            if early:
+                run.delivery.acknowledge()
             return attempt(run.request)
         except Exception as error:  # noqa: BLE001 - a middleware's: what the task raises is an outcome already
             if self._signals is not None:
@@ -231,6 +232,17 @@ class Executor:
             return Died(error, "failed")
         finally:
             self.guard.end(alone=alone)
+
+    def _choose(self, run: Run) -> Execute:
+        """To attempt it, or to skip what ran or runs elsewhere."""
+        if (message.ATTEMPT in run.headers and self._copies.is_second(run)) or (
+            message.SINGLE in run.headers and not self._singles.claim(run)
+        ):
+            return self._skip_copy
+        task = run.task
+        if task is not None and task.options.once and not self._once.claim(run, lasting=task.options.once_for):
+            return self._skip_done
+        return self._attempt
 
     def _call(self, request: Request) -> Outcome:
         """The innermost of the onion: call the function."""
@@ -257,7 +269,7 @@ class Executor:
         except Terminate:
             return Revoked("terminated")
         except (Retry, Replace, Reject, Ignore) as verb:
-            return _said(verb)
+            return _said(verb, request, policy)
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a task does not end its worker
             return _failure(error, policy, request.retries)
         finally:
@@ -314,15 +326,17 @@ def _outcome(result: object, request: Request, policy: RetryPolicy) -> Outcome:
     """What became of one message of a batch, by what the function left in its place."""
     if not isinstance(result, BaseException):
         return Succeeded(result)
-    if isinstance(result, Retry) and not policy.has_left(request.retries):  # no self.retry() saw to it
-        none_left = MaxRetriesExceededError(f"{request.task}[{request.id}] failed {request.retries + 1} times")
-        return Died(result.cause or none_left, "failed")
+    if isinstance(result, Retry):
+        return _said(result, request, policy)
     return _failure(result, policy, request.retries)
 
 
-def _said(verb: Retry | Replace | Reject | Ignore) -> Outcome:
+def _said(verb: Retry | Replace | Reject | Ignore, request: Request, policy: RetryPolicy) -> Outcome:
     """What the task itself says is to become of it."""
     match verb:
+        case Retry() if not verb.counted and not policy.has_left(request.retries):
+            none_left = MaxRetriesExceededError(f"{request.task}[{request.id}] failed {request.retries + 1} times")
+            return Died(verb.cause or none_left, "failed")
         case Retry():
             return Retried(verb.cause or verb, max(0.0, verb.delay))
         case Replace():
@@ -334,13 +348,20 @@ def _said(verb: Retry | Replace | Reject | Ignore) -> Outcome:
 
 
 def _failure(error: BaseException, policy: RetryPolicy, retries: int) -> Outcome:
-    if isinstance(error, Retry):
-        return Retried(error.cause or error, max(0.0, error.delay))
     if isinstance(error, Reject):
         return Died(error, "rejected")
     if (isinstance(error, UnacknowledgedError) or policy.covers(error)) and policy.has_left(retries):
         return Retried(error, policy.delay(retries, random.random))
     return Died(error, "failed")
+
+
+def _foregone(run: Run, clock: Clock) -> Outcome | None:
+    """What becomes of a message that is not to run; None for all others."""
+    if run.task is None:
+        return _unknown(run, clock.now())
+    if run.unreadable is not None:
+        return _unreadable(run, run.unreadable, clock.now())
+    return None if run.story is None else _verdict(run, run.story, run.task)
 
 
 def _verdict(run: Run, story: CrashStory, task: Task[..., Any]) -> Outcome | None:

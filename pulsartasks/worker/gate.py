@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 PATIENCE = 10.0
 """Seconds for which all wait so that a suspect can run alone; then others go on for as long, and it asks again."""
@@ -20,33 +19,47 @@ class Gate:
         self._changed = threading.Condition(threading.Lock())
         self._inside: set[int] = set()  # of thread ids
         self._closed = False
+        self._stopped = False
 
     @property
     def closed(self) -> bool:
         """Whether a suspect runs alone, or is about to."""
         return self._closed
 
-    def enter(self) -> None:
+    def enter(self) -> bool:
+        """Wait until no suspect runs; False if nothing begins any more."""
         thread = threading.get_ident()
         self._inside.add(thread)
         while self._closed:
             self._leave(thread)
             with self._changed:
-                self._changed.wait_for(lambda: not self._closed)
+                self._changed.wait_for(lambda: not self._closed or self._stopped)
+            if self._stopped:
+                return False
             self._inside.add(thread)
+        return True
 
     def leave(self) -> None:
         self._leave(threading.get_ident())
 
-    def close(self) -> None:
-        """Wait until nothing else runs, and let nothing begin until `open`."""
+    def close(self) -> bool:
+        """Wait until nothing else runs, and let nothing begin until `open`; False if nothing begins any more."""
         while not self._try_to_close():
-            # What runs may itself wait for something that waits here.
-            time.sleep(PATIENCE)
+            with self._changed:
+                # What runs may itself wait for something that waits here.
+                if self._changed.wait_for(lambda: self._stopped, PATIENCE):
+                    return False
+        return True
 
     def open(self) -> None:
         with self._changed:
-            self._closed = False
+            self._closed = self._stopped
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """From now on nothing begins: neither what waits here nor what comes."""
+        with self._changed:
+            self._closed = self._stopped = True
             self._changed.notify_all()
 
     def _leave(self, thread: int) -> None:
@@ -57,11 +70,13 @@ class Gate:
 
     def _try_to_close(self) -> bool:
         with self._changed:
-            while self._closed:  # by another suspect
-                self._changed.wait()
+            self._changed.wait_for(lambda: not self._closed or self._stopped)  # closed by another suspect
+            if self._stopped:
+                return False
             self._closed = True
-            if self._changed.wait_for(lambda: not self._inside, PATIENCE):
+            alone = self._changed.wait_for(lambda: not self._inside or self._stopped, PATIENCE)
+            if alone and not self._stopped:
                 return True
-            self._closed = False
+            self._closed = self._stopped
             self._changed.notify_all()
             return False

@@ -67,6 +67,8 @@ class Guard:
         self._notices.wait_until_known()
 
     def stop(self) -> None:
+        """From now on let nothing begin, and learn of nobody."""
+        self._gate.stop()
         self._notices.stop()
 
     def close(self, *, finished: bool) -> None:
@@ -106,14 +108,20 @@ class Guard:
         known = self._ledger.finished
         return bool(known) and f"{subscription}/{delivery.message_id}" in known
 
-    def begin(self, name: str, *, retries: int, time_limit: float | None, alone: bool) -> None:
-        """Before the run of a message; with `alone`, waits until nothing else runs, and nothing does until `end`."""
-        if alone:
-            self._gate.close()
-        else:
-            self._gate.enter()
-        if self._journal is not None:
-            self._journal.begin(name, retries=retries, alone=alone, time_limit=time_limit)
+    def begin(self, name: str, *, retries: int, time_limit: float | None, alone: bool) -> bool:
+        """Before the run of a message; with `alone`, waits until nothing else runs, and nothing does until `end`.
+
+        Whether it may begin: not if the worker stops.
+        """
+        if not (self._gate.close() if alone else self._gate.enter()):
+            return False
+        try:
+            if self._journal is not None:
+                self._journal.begin(name, retries=retries, alone=alone, time_limit=time_limit)
+        except BaseException:  # nobody would open the gate again
+            self._leave(alone=alone)
+            raise
+        return True
 
     @property
     def slot(self) -> int:
@@ -129,10 +137,7 @@ class Guard:
         """After it."""
         if self._journal is not None:
             self._journal.end()
-        if alone:
-            self._gate.open()
-        else:
-            self._gate.leave()
+        self._leave(alone=alone)
 
     def postpone(self, name: str, retries: int) -> None:
         """The message waits in its place for its next attempt, after so many that failed."""
@@ -144,11 +149,20 @@ class Guard:
         if self._journal is not None:
             self._journal.resume(name)
             self._journal.finish(subscription, delivery.message_id)
-        if name in self._ledger.stories:
-            self._publish(CrashReport(settled=name))
-            self._ledger.stories.pop(name, None)
+        if self._ledger.stories.pop(name, None) is not None:
+            try:
+                self._publish(CrashReport(settled=name))
+            except PulsarTasksError as error:
+                # Its result or dead letter stands; to run it again for this would be worse than to be remembered.
+                _log.warning("notice.refused", topic=self._notices.topic, error=str(error))
 
     # Internals
+
+    def _leave(self, *, alone: bool) -> None:
+        if alone:
+            self._gate.open()
+        else:
+            self._gate.leave()
 
     def _publish(self, report: CrashReport) -> None:
         self._notices.publish(msgspec.json.encode(report))

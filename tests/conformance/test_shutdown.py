@@ -11,6 +11,7 @@ import pytest
 from pulsartasks import PulsarTasks
 from tests.conformance.conftest import StartProcess, Workers
 from tests.conformance.records import Record
+from tests.services import wait_until
 
 pytestmark = pytest.mark.guarantee(9)
 
@@ -31,6 +32,28 @@ def test_sigterm_finishes_what_runs_and_gives_back_the_prefetched(
     start_worker(acting, topics=["shared"])
     record.wait_for_labels(*map(str, range(10)))
     assert Counter(record.labels()) == Counter(map(str, range(10)))
+
+
+def test_suspects_that_wait_to_run_alone_do_not_begin_any_more(
+    acting: PulsarTasks, start_process: StartProcess, record: Record
+) -> None:
+    shared = acting.tasks["shared"]
+    worker = start_process("shared", "-c", "4").wait_until_ready()
+    for number in range(4):
+        shared.delay(str(number), seconds=1.0)
+    record.wait_for(4, ended=False)
+    [child] = worker.children()
+    os.kill(child, 9)
+    worker.wait_for_log("message.suspected", count=4)
+    record.wait_for(5, ended=False)
+
+    worker.terminate()
+
+    assert worker.wait() == 0
+    assert len(record.labels()) - 4 == len(record.finished()) < 4
+    start_process("shared", "-c", "4")
+    wait_until(lambda: len(record.finished()) >= 4, "not all of them ended")
+    assert sorted(record.finished()) == list("0123")
 
 
 def test_task_that_outlasts_the_grace_comes_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pulsartasks.crashes import FINISHED_FOR, REMEMBERED_FOR, CrashLedger, CrashReport, Trace, message_name
@@ -211,3 +212,29 @@ def test_suspect_waits_for_the_others_and_they_for_it() -> None:
         thread.join(10)
 
     assert events == ["first", "suspect", "other"]
+
+
+def test_nothing_begins_behind_a_stopped_gate_and_what_waited_there_goes() -> None:
+    gate = Gate()
+    begun: list[bool] = []
+    gate.enter()
+    threads = [threading.Thread(target=lambda: begun.append(gate.close())) for _ in range(2)]
+    threads.append(threading.Thread(target=lambda: begun.append(gate.enter())))
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: gate.closed, "the gate was not closed")
+
+    gate.stop()
+    for thread in threads:
+        thread.join(10)
+
+    assert begun == [False] * 3
+    gate.leave()
+    assert (gate.enter(), gate.close()) == (False, False)
+
+
+def test_report_of_more_attempts_than_can_be_counted_is_none() -> None:
+    report = msgspec.json.encode({"process": "p", "traces": [{"id": "mail/1", "running": True, "retries": 2**33}]})
+
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(report, type=CrashReport)
