@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import threading
 from collections.abc import Container, Coroutine, Mapping, Sequence
 from contextvars import ContextVar, copy_context
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars, reset_contextvars
@@ -313,13 +314,24 @@ class Executor:
     def _interruptibly(self, task: Task[..., Any], task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         limit = task.options.soft_time_limit
         if not task.is_async:
-            return self._interrupts.run(RunningFunction(task.name, task_id), limit, task.function, args, kwargs)
+            process = os.getpid()
+            try:
+                return self._interrupts.run(RunningFunction(task.name, task_id), limit, task.function, args, kwargs)
+            finally:
+                if os.getpid() != process:
+                    _end_copy()
         running = RunningCoroutine(task.name, task_id, self._loop.get())
 
         def wait(*args: Any, **kwargs: Any) -> Any:
             return self._loop.run(_contained(running.drive(task.function(*args, **kwargs))))
 
         return self._interrupts.run(running, limit, wait, args, kwargs)
+
+
+def _end_copy() -> NoReturn:
+    """End a process that a task forked and that came back from it: it would go on as another one of this worker."""
+    _log.error("task.forked", exc_info=True)
+    os._exit(1)
 
 
 def _outcome(result: object, request: Request, policy: RetryPolicy) -> Outcome:

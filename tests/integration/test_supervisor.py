@@ -102,6 +102,15 @@ def fork_and_die(once: str) -> None:
         time.sleep(600)
 
 @app.task
+def fork_and_come_back(raising: bool) -> int:
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if raising:
+        raise RuntimeError("in the child")
+    return 0
+
+@app.task
 def start_and_terminate() -> int:
     with subprocess.Popen(["sleep", "600"]) as process:
         process.terminate()
@@ -131,6 +140,19 @@ def test_child_is_replaced_though_what_its_task_forked_lives_on(
 
     assert result.get(timeout=120) is None
     worker.wait_for_log("process.died", status=-signal.SIGKILL)
+
+
+def test_what_a_task_forked_does_not_come_back_as_another_worker(
+    family: PulsarTasks, start_process: StartProcess
+) -> None:
+    worker = start_process("-c", "4", app="family:app").wait_until_ready()
+
+    results = [family.tasks["fork_and_come_back"].delay(raising=raising) for raising in (True, False)]
+
+    assert [result.get(timeout=120) for result in results] == [1, 1]
+    forked = worker.wait_for_log("task.forked", count=2)
+    assert ["in the child" in line["exception"] for line in forked if "exception" in line] == [True]
+    assert family.tasks["start_and_terminate"].delay().get(timeout=120) == -signal.SIGTERM
 
 
 def test_task_can_terminate_what_it_starts(family: PulsarTasks, start_process: StartProcess) -> None:
