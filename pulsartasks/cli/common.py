@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import click
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.errors import PulsarTasksError
-from pulsartasks.worker.child import find_app
+from pulsartasks.worker.child import AppImportError, find_app
 
 app_option = click.option(
     "-A", "--app", "app_path", required=True, metavar="MODULE:APP", help="Where the app is, e.g. shop.tasks:app."
@@ -18,7 +19,10 @@ app_option = click.option(
 
 @contextmanager
 def opened_app(path: str) -> Iterator[PulsarTasks]:
-    """The app at `path`, closed at the end; what goes wrong is said in one line and exits with status 1."""
+    """The app at `path`, closed at the end; what goes wrong is said in one line and exits with status 1.
+
+    Above it is the traceback of a module that cannot be imported.
+    """
     try:
         app = find_app(path)
         try:
@@ -26,6 +30,8 @@ def opened_app(path: str) -> Iterator[PulsarTasks]:
         finally:
             app.close()
     except PulsarTasksError as error:
+        if isinstance(error, AppImportError):
+            traceback.print_exception(error.__cause__)
         raise click.ClickException(str(error)) from error
 
 

@@ -12,14 +12,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from pulsartasks.app import PulsarTasks
-from pulsartasks.errors import AuthenticationError, AuthorizationError, ConfigurationError
+from pulsartasks.errors import AuthenticationError, AuthorizationError, ConfigurationError, PulsarTasksError
 from pulsartasks.middleware.base import Middleware
 from pulsartasks.worker.logs import configure_logging
 from pulsartasks.worker.metrics import METRICS_FOLDER, Metrics
@@ -55,36 +56,55 @@ class Report(msgspec.Struct, frozen=True):
     """Path of the file in which it keeps what it runs; said once, before anything runs."""
 
 
+class AppImportError(ConfigurationError):
+    """The app's module, or one that it imports, raised what is the cause of this; its traceback is its author's."""
+
+
 def find_app(path: str) -> PulsarTasks:
     """The app at ``module:attribute``, with the modules that it imports when it is asked to; the attribute may be left
     out if it is ``app``.
 
     Raises:
         ConfigurationError: there is none; the message says what was found instead.
+        AppImportError: the module cannot be imported.
     """
     module_name, _, attribute = path.partition(":")
-    if "/" in module_name or module_name.endswith(".py"):
-        name = module_name.removesuffix(".py").lstrip("./").replace("/", ".")
+    name = module_name.removesuffix(".py").lstrip("./").replace("/", ".")
+    if not name:
+        raise ConfigurationError(f"-A {path!r} names no module; write e.g. -A shop:{attribute or 'app'}")
+    if name != module_name:
         raise ConfigurationError(f"-A {path}: write the module as in an import, e.g. -A {name}:{attribute or 'app'}")
     here = str(Path.cwd())
     if not {"", here} & set(sys.path):
         sys.path.insert(0, here)
-    try:
+    with _importing(path, module_name):
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        parent, _, last = module_name.rpartition(".")
-        hint = f"run it from the folder that holds it{f', or did you mean -A {parent}:{last}?' if parent else ''}"
-        raise ConfigurationError(f"-A {path}: no module {error.name!r} here; {hint}") from error
     app = getattr(module, attribute or "app", None)
     if not isinstance(app, PulsarTasks):
         found = [name for name, value in vars(module).items() if isinstance(value, PulsarTasks)]
         hint = f"did you mean -A {module_name}:{found[0]}?" if found else "the module defines no PulsarTasks app"
         raise ConfigurationError(f"-A {path}: {attribute or 'app'!r} is not a PulsarTasks app; {hint}")
-    for raised in app.signals.import_modules.send(app):
-        raise raised
+    with _importing(path, module_name):
+        for raised in app.signals.import_modules.send(app):
+            raise raised
     return app
+
+
+@contextmanager
+def _importing(path: str, module_name: str) -> Iterator[None]:
+    """Say of which app it is what its modules raise, also by ``sys.exit()``; our own errors say so themselves."""
+    try:
+        yield
+    except PulsarTasksError:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            parent, _, last = module_name.rpartition(".")
+            hint = f"run it from the folder that holds it{f', or did you mean -A {parent}:{last}?' if parent else ''}"
+            raise ConfigurationError(f"-A {path}: no module {error.name!r} here; {hint}") from error
+        kind = ConfigurationError if isinstance(error, SystemExit) else AppImportError
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise kind(f"-A {path}: importing {module_name!r} failed: {cause}") from error
 
 
 def run(options: ChildOptions) -> int:
@@ -137,11 +157,13 @@ def main(arguments: Sequence[str]) -> int:
     configure_logging(options.log_level, again=True)
     try:
         return run(options)
+    except AppImportError as error:
+        _log.error("worker.failed", error=str(error), exc_info=error.__cause__)
     except ConfigurationError as error:
         sys.stderr.write(f"Error: {error}\n")
     except (AuthenticationError, AuthorizationError) as error:
         _log.error("worker.failed", error=str(error))
-    except Exception:  # noqa: BLE001 - an import or resource of the user's failed: the traceback is theirs
+    except (Exception, SystemExit):  # noqa: BLE001 - a resource of the user's failed: the traceback is theirs
         _log.exception("worker.failed")
     return CANNOT_START
 

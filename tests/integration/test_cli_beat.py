@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from pulsartasks import PulsarTasks, crontab
 from pulsartasks.cli import main
+from pulsartasks.worker.child import CANNOT_START
 from tests.conformance import schedules
 from tests.conformance.processes import WorkerProcess
 from tests.services import wait_until
@@ -102,6 +103,21 @@ def test_it_stops_in_order_and_says_so(start: Callable[..., WorkerProcess]) -> N
 
     assert beat.wait() == 0
     beat.wait_for_log("beat.stopped")
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [("raise LookupError('no FOO')", "LookupError: no FOO"), ("raise SystemExit('no FOO')", "SystemExit: no FOO")],
+)
+def test_app_that_cannot_be_imported_is_said_in_a_line(tmp_path: Path, code: str, complaint: str) -> None:
+    (tmp_path / "broken.py").write_text(f"{code}\n")
+
+    beat = WorkerProcess(env={"PYTHONPATH": str(tmp_path)}, app="broken", command="beat")
+    try:
+        assert beat.wait() == CANNOT_START
+        assert beat.lines[-1] == f"Error: -A broken: importing 'broken' failed: {complaint}"
+    finally:
+        beat.clean_up()
 
 
 def test_start_is_told_to_who_has_connected(database: Path) -> None:

@@ -46,7 +46,37 @@ def test_app_that_cannot_be_imported_shows_its_traceback_once(start_process: Sta
     assert worker.wait() == CANNOT_START
     worker.wait_for_end_of_children()
     [failed] = worker.logged("worker.failed")
+    assert failed["error"] == (
+        "-A broken_app:app: importing 'broken_app' failed: ZeroDivisionError: in the middle of the module"
+    )
     assert "in the middle of the module" in failed["exception"]
+
+
+def test_app_that_ends_the_program_is_not_tried_again(start_process: StartProcess, tmp_path: Path) -> None:
+    (tmp_path / "leaving_app.py").write_text("import sys\nsys.exit('please set FOO')\n")
+
+    worker = start_process(app="leaving_app", PYTHONPATH=f"{tmp_path}{os.pathsep}{CHECKOUT}")
+
+    assert worker.wait() == CANNOT_START
+    worker.wait_for_end_of_children()
+    assert len(worker.children()) == 1
+    assert worker.lines[-1] == ("Error: -A leaving_app: importing 'leaving_app' failed: SystemExit: please set FOO")
+    assert "Traceback" not in "\n".join(worker.lines)
+
+
+def test_resource_that_ends_the_program_is_not_tried_again(start_process: StartProcess, tmp_path: Path) -> None:
+    (tmp_path / "poor_app.py").write_text(
+        "import sys\nfrom collections.abc import Iterator\nfrom pulsartasks import PulsarTasks\n"
+        "app = PulsarTasks('poor')\n"
+        "@app.resource\ndef number() -> Iterator[int]:\n    sys.exit('no licence')\n    yield 1\n"
+        "@app.task\ndef add(x: str, number: int) -> None: ...\n"
+    )
+
+    worker = start_process(app="poor_app", PYTHONPATH=f"{tmp_path}{os.pathsep}{CHECKOUT}")
+
+    assert worker.wait() == CANNOT_START
+    worker.wait_for_end_of_children()
+    assert "SystemExit: no licence" in worker.logged("worker.failed")[0]["exception"]
 
 
 def test_app_under_another_name_is_hinted_at(start_process: StartProcess, tmp_path: Path) -> None:

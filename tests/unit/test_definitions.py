@@ -296,12 +296,17 @@ def test_app_before_the_command_is_told_where_it_goes() -> None:
         ("shpo:app", "no module 'shpo' here; run it from the folder that holds it"),
         ("shop.py", "write the module as in an import, e.g. -A shop:app"),
         ("./pkg/shop.py:app", "write the module as in an import, e.g. -A pkg.shop:app"),
+        (".shop:app", "write the module as in an import, e.g. -A shop:app"),
+        ("", "-A '' names no module; write e.g. -A shop:app"),
+        (":shop", "-A ':shop' names no module; write e.g. -A shop:shop"),
         ("empty", "'app' is not a PulsarTasks app; the module defines no PulsarTasks app"),
+        ("leaving", "importing 'leaving' failed: SystemExit: please set FOO"),
     ],
 )
 def test_wrong_app_is_refused(path: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shop.py").write_text("from pulsartasks import PulsarTasks\napp = PulsarTasks('shop')\n")
     (tmp_path / "empty.py").touch()
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit('please\\nset FOO')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(sys, "modules", {name: m for name, m in sys.modules.items() if name not in ("shop", "empty")})
@@ -310,6 +315,30 @@ def test_wrong_app_is_refused(path: str, complaint: str, tmp_path: Path, monkeyp
         find_app(path)
 
     assert complaint in str(refused.value)
+
+
+@pytest.mark.parametrize("command", [["topics", "list"], ["topics", "plan"], ["dlq", "list"], ["beat", "--list"]])
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        ("raise LookupError('no FOO')", "LookupError: no FOO"),
+        ("import a_module_that_is_not_installed", "No module named 'a_module_that_is_not_installed'"),
+        ("x = = 1", "SyntaxError: invalid syntax (broken.py, line 1)"),
+    ],
+)
+def test_app_that_cannot_be_imported_is_said_in_a_line_below_its_traceback(
+    command: list[str], code: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text(f"{code}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    refused = CliRunner().invoke(main, [*command, "-A", "broken:app"])
+
+    assert refused.exit_code == 1
+    assert 'broken.py", line 1' in refused.output
+    last = refused.output.splitlines()[-1]
+    assert last.startswith("Error: -A broken:app: importing 'broken' failed: ")
+    assert complaint in last
 
 
 @pytest.mark.parametrize(
