@@ -42,6 +42,7 @@ from pulsartasks.errors import (
     WorkerCrashedError,
 )
 from pulsartasks.message import DeadLetter, Request
+from pulsartasks.middleware.base import Middleware
 from pulsartasks.result import AsyncResult, GroupResult, NextAttempt
 from pulsartasks.results.base import Failure, Progress
 from pulsartasks.schedule import Schedule, crontab, every
@@ -78,6 +79,7 @@ __all__ = [
     "MaxRetriesExceededError",
     "MessageError",
     "MessageTooLargeError",
+    "Middleware",
     "NextAttempt",
     "Progress",
     "PublishTimeoutError",

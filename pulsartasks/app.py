@@ -83,7 +83,7 @@ class PulsarTasks:
             `pulsartasks.results.sqlalchemy.SQLAlchemyResults`.
         result_expires: seconds that results are kept; default: a day.
         result_extended: keep the call's arguments, worker and topic with its result.
-        middleware: goes around every publish and every attempt, the first one outermost.
+        middleware: instances of `Middleware`, which go around every publish and every attempt, the first one outermost.
         task_cls: the class of its tasks that have no ``base=`` of their own.
         claim_check: a `ClaimCheck`: what is large travels through its blob store; without one it is refused.
 
@@ -108,7 +108,7 @@ class PulsarTasks:
         self.name = name
         self.result_expires = result_expires
         self.result_extended = result_extended
-        self.middleware = tuple(middleware)
+        self.middleware = _layers(middleware, app=name)
         if not isinstance(claim_check, (Claims, type(None))):
             raise ConfigurationError(f"app {name!r}: write claim_check=ClaimCheck({claim_check!r})")
         self.claims = claim_check or Claims()
@@ -566,6 +566,18 @@ def open_broker(url: str) -> Broker:
         raise ConfigurationError(f"{url!r} is not a broker URL; write local://, memory:// or pulsar://HOST:6650")
     broker: Broker = plugins.load("brokers", _MODULES.get(scheme, scheme)).open_broker(url)
     return broker
+
+
+def _layers(middleware: Sequence[Middleware], *, app: str) -> tuple[Middleware, ...]:
+    if not isinstance(middleware, Sequence):
+        raise ConfigurationError(f"app {app!r}: middleware is a list, not {middleware!r}")
+    for layer in middleware:
+        if not isinstance(layer, Middleware):
+            raise ConfigurationError(
+                f"app {app!r}: middleware has {layer!r}; give instances of classes derived from "
+                "pulsartasks.Middleware, e.g. middleware=[Times()]"
+            )
+    return tuple(middleware)
 
 
 def _anything(*args: Any, **kwargs: Any) -> Any:

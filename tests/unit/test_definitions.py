@@ -18,6 +18,7 @@ from pulsartasks import (
     Batch,
     ConfigurationError,
     InvalidArgumentsError,
+    Middleware,
     PulsarTasks,
     Task,
     TaskContext,
@@ -339,6 +340,21 @@ def test_app_that_cannot_be_imported_is_said_in_a_line_below_its_traceback(
     last = refused.output.splitlines()[-1]
     assert last.startswith("Error: -A broken:app: importing 'broken' failed: ")
     assert complaint in last
+
+
+@pytest.mark.parametrize(
+    ("middleware", "complaint"),
+    [
+        ([lambda call_next: call_next], "give instances of classes derived from pulsartasks.Middleware"),
+        ([Middleware(), Middleware], "middleware has <class 'pulsartasks.middleware.base.Middleware'>; give instances"),
+        (Middleware(), "middleware is a list, not <"),
+    ],
+)
+def test_wrong_middleware_is_refused(middleware: Any, complaint: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        PulsarTasks("shop", middleware=middleware)
+
+    assert complaint in str(refused.value)
 
 
 @pytest.mark.parametrize(

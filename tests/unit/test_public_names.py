@@ -34,6 +34,7 @@ PUBLIC = {
     "MaxRetriesExceededError",
     "MessageError",
     "MessageTooLargeError",
+    "Middleware",
     "NextAttempt",
     "Progress",
     "PublishTimeoutError",
