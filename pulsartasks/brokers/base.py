@@ -105,6 +105,19 @@ class Delivery:
     """None for what a reader read: there is nothing to settle."""
     handle: Any = field(default=None, repr=False)
     """What the adapter needs to settle it."""
+    session: int = field(default=0, repr=False)
+    """How often its consumer had lost the broker when it came."""
+    held: bool = field(default=False, repr=False)
+    """It waits for its run, or for the next one."""
+
+    def hold(self) -> None:
+        """Note that the message waits here until `begin`, at first or for another attempt."""
+        if self.consumer is not None:
+            self.consumer.hold(self)
+
+    def begin(self) -> bool:
+        """Whether a message that was held may run: not once the broker may have given it to others."""
+        return self.consumer is None or self.consumer.begin(self)
 
     def acknowledge(self) -> None:
         """Tell the broker that the message is settled. Lost if the process dies within 0.1 s: then it comes again."""
@@ -123,12 +136,33 @@ class Delivery:
 class Consumer(ABC):
     """A live consumer. `receive` and `acknowledge` may be called from several threads; `close` from any, twice too."""
 
+    can_part = False
+    """Whether it can lose the broker, which then gives to others what is held here."""
+
     @abstractmethod
     def receive(self, timeout: float) -> Delivery | None:
         """The next message, or None after `timeout` seconds without one.
 
         Raises:
             ClosedError: the consumer was closed, here or while waiting.
+        """
+
+    def hold(self, delivery: Delivery) -> None:  # noqa: B027 - a consumer that cannot part has nothing to note
+        """As `Delivery.hold`."""
+
+    def begin(self, delivery: Delivery) -> bool:
+        """As `Delivery.begin`."""
+        return True
+
+    def part(self) -> bool:
+        """Whether the broker is lost: then nothing that is held begins any more, and `renew` is due once it is back."""
+        return False
+
+    def renew(self) -> None:  # noqa: B027 - likewise
+        """Give back in order all that is held, and receive anew; what runs goes on and is settled as ever.
+
+        Raises:
+            PulsarTasksError: that is not possible now; until it is, nothing is received.
         """
 
     @abstractmethod

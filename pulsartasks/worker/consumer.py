@@ -34,6 +34,8 @@ from pulsartasks.worker.rate_limit import RateLimit
 
 RECEIVE_TIMEOUT = 0.5
 """Seconds a thread waits for a message before it looks whether the worker is stopping."""
+WATCH_EVERY = 0.05
+"""Seconds between two looks whether the broker was lost; Pulsar's client is back after 0.1 s at the earliest."""
 STAND_BY = 1.0
 """Seconds between two tries to get a subscription that another worker holds."""
 ORDERED_BUFFER = 1000
@@ -278,6 +280,37 @@ class OrderedConsumer(ConsumerThreads):
         with self._condition:
             self._condition.notify_all()
 
+    def _begin(self) -> None:
+        super()._begin()
+        if self._consumer is not None and self._consumer.can_part:
+            name = f"{self.subscription.name}-watch"
+            threading.Thread(target=self._watch, args=[self._consumer], name=name, daemon=True).start()
+
+    def _watch(self, consumer: Consumer) -> None:
+        """Give back what is held once the broker was lost: it may be with others, who would run it at the same time."""
+        while not self._stopping.wait(WATCH_EVERY):
+            if consumer.part():
+                _log.warning("consumer.parted", subscription=self.subscription.name)
+                while not consumer.connected and not self._stopping.wait(WATCH_EVERY):
+                    pass  # the client connects again by itself
+                self._renew(consumer)
+
+    def _renew(self, consumer: Consumer) -> None:
+        tries = 0
+        while not self._stopping.is_set():
+            try:
+                consumer.renew()
+            except SubscriptionBusyError:
+                self._standing_by.set()
+                self._stopping.wait(STAND_BY)
+            except Exception as error:  # noqa: BLE001 - a thread that ended in silence would consume nothing for ever
+                _log.warning("consumer.refused", subscription=self.subscription.name, error=str(error))
+                self._stopping.wait(backoff(tries, factor=0.2, maximum=10.0))
+                tries += 1
+            else:
+                self._standing_by.clear()
+                return
+
     def _work(self, consumer: Consumer) -> None:
         while not self._stopping.is_set():
             held = self._next(consumer)
@@ -289,6 +322,8 @@ class OrderedConsumer(ConsumerThreads):
     def _execute(self, held: Held) -> None:
         delay = None
         try:
+            if not held.delivery.begin():
+                return
             delay = self._executor.execute(held.delivery, self.subscription.name, retries=held.retries, in_place=True)
         except BaseException:  # a bug, of a middleware or our own; the lane would wait for it for ever
             held.delivery.release()
@@ -299,6 +334,7 @@ class OrderedConsumer(ConsumerThreads):
                     self._lanes.done(held)
                 else:
                     held.retries += 1
+                    held.delivery.hold()
                     self._lanes.postpone(held, self._app.clock.now() + delay)
                 self._condition.notify()
 
@@ -337,6 +373,7 @@ class OrderedConsumer(ConsumerThreads):
         return True
 
     def _hold(self, held: Held) -> None:
+        held.delivery.hold()
         self._executor.receive(held.delivery, self.subscription.name)
         due = read_eta(held.delivery.properties)
         if due > self._app.clock.now():  # Pulsar holds nothing back for exclusive and failover subscriptions

@@ -117,6 +117,10 @@ class PulsarBroker(Broker):
         self._publisher.retire(producer)
 
     def subscribe(self, subscription: Subscription) -> Consumer:
+        return self._remember(PulsarConsumer(self._connection, partial(self._open, subscription), self._forget))
+
+    def _open(self, subscription: Subscription) -> Any:
+        """The client's consumer."""
         options = {
             "consumer_type": _TYPES[subscription.mode],
             "receiver_queue_size": self._queue_size(subscription),
@@ -126,13 +130,11 @@ class PulsarBroker(Broker):
         deadline = time.monotonic() + _BUSY_FOR[subscription.mode]
         while True:
             try:
-                consumer = self._subscribe(subscription.topics, subscription.name, **options)
+                return self._subscribe(subscription.topics, subscription.name, **options)
             except SubscriptionBusyError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_BUSY_PAUSE)
-            else:
-                return self._remember(PulsarConsumer(self._connection, consumer, self._forget))
 
     def read(self, topic: str, *, since: float | None = None) -> Reader:
         return self._remember(PulsarReader(self._connection, self._forget, topic=topic, since=since))

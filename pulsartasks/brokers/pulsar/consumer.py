@@ -34,9 +34,22 @@ the cursor back."""
 class PulsarConsumer(Consumer):
     """A consumer whose `receive` and `acknowledge` cost little more than the client's own."""
 
-    def __init__(self, connection: Connection, consumer: Any, on_close: Callable[[PulsarConsumer], None]) -> None:
+    can_part = True
+
+    def __init__(
+        self,
+        connection: Connection,
+        subscribe: Callable[[], Any],
+        on_close: Callable[[PulsarConsumer], None],
+    ) -> None:
         self._connection = connection
-        self._consumer = connection.keep(consumer)
+        self._subscribe = subscribe
+        self._consumer = connection.keep(subscribe())
+        self._session = 0
+        """How often it has parted."""
+        self._source = self._consumer, 0
+        """What to receive from, and the session of what comes: both are changed at once."""
+        self._renewing = False
         self._on_close = on_close
         self._names = TopicNames()
         self._progress = Progress()
@@ -74,6 +87,28 @@ class PulsarConsumer(Consumer):
         with suppress(pulsar.PulsarException):  # not connected or closed: the message comes again anyway
             self._consumer.negative_acknowledge(delivery.handle)
 
+    def hold(self, delivery: Delivery) -> None:
+        self._progress.hold(delivery)
+
+    def begin(self, delivery: Delivery) -> bool:
+        return not is_persistent(delivery.topic) or self._progress.begin(delivery, self._session)
+
+    def part(self) -> bool:
+        if self._closed or not self._connection.usable or self._consumer.is_connected():
+            return False
+        self._session += 1
+        return True
+
+    def renew(self) -> None:
+        # `redeliver_unacknowledged_messages` would bring it behind what is in the client's queue already.
+        self._renewing = True
+        self._give_up()
+        fresh = self._connection.keep(self._subscribe())
+        self._consumer, self._source = fresh, (fresh, self._session)
+        self._renewing = False
+        if self._closed:  # while it was opened
+            self._give_up()
+
     def close(self) -> None:
         with self._lock:
             if self._closed:
@@ -81,8 +116,11 @@ class PulsarConsumer(Consumer):
             self._closed = True
         self._on_close(self)
         if not self._connection.inherited:
-            self._connection.end(self._consumer.close)
-            self._connection.forget(self._consumer)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._connection.end(self._consumer.close)
+        self._connection.forget(self._consumer)
 
     @property
     def connected(self) -> bool:
@@ -91,19 +129,23 @@ class PulsarConsumer(Consumer):
     def _next(self, wait: int) -> Delivery | None:
         """What comes within so many milliseconds; None also if that was a copy."""
         self._connection.check()
+        consumer, session = self._source
         try:
-            message = self._consumer.receive(wait)
+            message = consumer.receive(wait)
         except pulsar.Timeout:
-            if wait > 0 and not self._consumer.is_connected():
+            if wait > 0 and not consumer.is_connected():
                 self._connection.lost()
             return None
         except pulsar.AlreadyClosed:
+            if self._renewing and not self._closed:
+                time.sleep(wait / 1000)
+                return None
             raise ClosedError("the consumer was closed") from None
         except pulsar.Interrupted:  # see errors.translated
             raise KeyboardInterrupt from None
-        return self._take(message)
+        return self._take(message, session)
 
-    def _take(self, message: Any) -> Delivery | None:
+    def _take(self, message: Any, session: int) -> Delivery | None:
         """The delivery of `message`; None if it is a copy of one that runs or ran here.
 
         The broker sends all that is not acknowledged again when the connection or the topic moved, also to us who still
@@ -117,7 +159,9 @@ class PulsarConsumer(Consumer):
         if not is_persistent(delivery.topic):  # sent once or never, and all under the same id
             delivery.message_id = uuid4().hex  # what is told of one of them must not be believed of the others
             return delivery
-        state = self._progress.start(delivery.message_id)
+        if session != self._session:  # the client has it still, the broker may have given it to others
+            return None
+        state = self._progress.start(delivery, session)
         if state == "finished":  # its acknowledgement was lost with the connection
             self._settle(delivery.handle)
         return delivery if state == "new" else None
@@ -139,30 +183,50 @@ class Progress:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: set[str] = set()
+        self._running: dict[str, Delivery] = {}
         # Two generations, the older dropped as a whole: as cheap as a set, bounded, and nothing young is forgotten.
         self._finished: set[str] = set()
         self._finished_earlier: set[str] = set()
         self._turned = time.monotonic()
 
-    def start(self, message_id: str) -> str:
-        """Note that the message starts to run, if it is ``new``; else it is ``running`` or ``finished``."""
+    def start(self, delivery: Delivery, session: int) -> str:
+        """Note that the message is here, if it is ``new``; else it is ``running`` (or held), or ``finished``."""
+        message_id = delivery.message_id
         with self._lock:
-            if message_id in self._running:
+            known = self._running.get(message_id)
+            if known is not None and not (known.held and known.session != session):
+                # It is with us (again), and what the broker waits for is this copy: in a batch, beside those of others.
+                known.session, known.handle = session, delivery.handle
                 return "running"
             if message_id in self._finished or message_id in self._finished_earlier:
                 return "finished"
-            self._running.add(message_id)
+            delivery.session = session
+            self._running[message_id] = delivery
             return "new"
+
+    def hold(self, delivery: Delivery) -> None:
+        with self._lock:
+            delivery.held = True
+
+    def begin(self, delivery: Delivery, session: int) -> bool:
+        """Whether a message that was held may run: it is of this session, and no copy has taken its place."""
+        with self._lock:
+            if self._running.get(delivery.message_id) is not delivery:
+                return False
+            if delivery.session != session:
+                del self._running[delivery.message_id]
+                return False
+            delivery.held = False
+            return True
 
     def forget(self, message_id: str) -> None:
         """The message neither runs nor ran."""
         with self._lock:
-            self._running.discard(message_id)
+            self._running.pop(message_id, None)
 
     def finish(self, message_id: str) -> None:
         with self._lock:
-            self._running.discard(message_id)
+            self._running.pop(message_id, None)
             self._finished.add(message_id)
             if len(self._finished) >= _REMEMBERED or time.monotonic() - self._turned > _REMEMBERED_FOR:
                 self._finished, self._finished_earlier = set(), self._finished
