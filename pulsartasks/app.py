@@ -104,6 +104,8 @@ class PulsarTasks:
         claim_check: Claims | None = None,
         task_cls: type[Task[..., Any, Any]] | None = None,
     ) -> None:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"{name!r} is not an app's name; write e.g. PulsarTasks('shop')")
         qualify(name, app=name)  # refuses what could not begin a topic's name
         self.name = name
         self.result_expires = result_expires

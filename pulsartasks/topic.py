@@ -22,7 +22,7 @@ from pulsartasks.schemas import Schema, describe
 from pulsartasks.serializers import PayloadCodec, is_data
 from pulsartasks.signature import CallOptions, Signature, check_key
 from pulsartasks.steps import Step
-from pulsartasks.topics import DEAD_LETTERS, dead_letter_topic
+from pulsartasks.topics import DEAD_LETTERS, check_several, dead_letter_topic
 
 T = TypeVar("T")
 
@@ -68,6 +68,7 @@ class Topic(Generic[T]):
             raise ConfigurationError(
                 f"topic {name!r}: {schema!r} is not data; use a msgspec.Struct, a dataclass or a pydantic model"
             )
+        check_several(subscriptions, option="subscriptions")
         self.name = name
         self.schema = schema
         self.key = key
@@ -124,6 +125,7 @@ class Topic(Generic[T]):
 
         A handler with ``bind=True`` reads the reason from ``self.request.dead_letter``.
         """
+        check_several(subscriptions, option="subscriptions")
         # A dot in the subscription's name must not pass for that which makes a short name a whole one.
         name = self.name if "." in self.name or "://" in self.name else f"{self._host.name}.{self.name}"
         topic = Topic(

@@ -9,6 +9,7 @@ The companions carry the names that the Java client gives them, so that tools an
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from pulsartasks.errors import ConfigurationError
 
@@ -43,11 +44,11 @@ def qualify(name: str, *, app: str, namespace: str = DEFAULT_NAMESPACE) -> str:
     Raises:
         ConfigurationError: the name has characters that a topic cannot have.
     """
-    if "://" in name:
+    if isinstance(name, str) and "://" in name:
         if _FULL_NAME.fullmatch(name) is None:
             raise ConfigurationError(f"{name!r} is not a topic name; write persistent://TENANT/NAMESPACE/TOPIC")
         return name
-    if _LOCAL_NAME.fullmatch(name) is None:
+    if not is_name(name):
         raise ConfigurationError(f"{name!r} is not a topic name; use letters, digits and . _ - only")
     local = name if "." in name else f"{app}.{name}"
     return f"persistent://{check_namespace(namespace)}/{local}"
@@ -69,6 +70,18 @@ def is_topic(text: object) -> bool:
     (True, True, False)
     """
     return is_name(text) or (isinstance(text, str) and _FULL_NAME.fullmatch(text) is not None)
+
+
+def check_several(names: Collection[str], *, option: str) -> None:
+    """Refuse a text where several names are wanted: its letters would be taken for them.
+
+    >>> check_several("mail", option="subscriptions")
+    Traceback (most recent call last):
+    ...
+    pulsartasks.errors.ConfigurationError: subscriptions= takes several names; for one write subscriptions=('mail',)
+    """
+    if isinstance(names, str):
+        raise ConfigurationError(f"{option}= takes several names; for one write {option}=({names!r},)")
 
 
 def check_namespace(namespace: str) -> str:

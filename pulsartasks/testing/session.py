@@ -17,6 +17,7 @@ from pulsartasks.published import Published, Testing
 from pulsartasks.schedule import due, to_milliseconds
 from pulsartasks.testing.eager import Eagerness, EagerWorker
 from pulsartasks.testing.recorder import Recorder, Target
+from pulsartasks.topics import check_several
 from pulsartasks.worker.worker import Worker
 
 _LOOK_AGAIN = 0.002
@@ -135,6 +136,7 @@ def testing(
     Resources are set up and torn down as in a real worker; without any tasks to run there is none. What is sent to
     topics that nobody consumes stays there, and `Testing.join` does not wait for it.
     """
+    check_several(topics or (), option="topics")
     recorder, eagerness = Recorder(app), Eagerness()
     middleware = app.middleware
     moving = FrozenClock() if eager and clock is None else None
