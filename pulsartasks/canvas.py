@@ -178,7 +178,7 @@ class Canvas(ABC, Generic[H_co]):
         """Like `delay`, with options for its beginning; task_id is that of its last call, link and link_error as in
         `link` and `link_error`.
         """
-        draft, plan = self._begin(args, kwargs or {}, options)
+        draft, plan = self._begin(args, kwargs, options)
         draft.declare()
         draft.host.publishing.send_all(list(messages(plan.steps, None, now=draft.host.clock.now())))
         return plan.handle
@@ -207,7 +207,9 @@ class Canvas(ABC, Generic[H_co]):
             )
         return publications[0]
 
-    def _begin(self, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallKeywords) -> tuple[Draft, Plan[H_co]]:
+    def _begin(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: CallKeywords
+    ) -> tuple[Draft, Plan[H_co]]:
         draft = self.draft()
         return draft, self.plan(_place(args, kwargs, options), draft)
 
@@ -239,11 +241,24 @@ def as_links(links: Links) -> tuple[Canvas[Any], ...]:
     Raises:
         InvalidArgumentsError: it is no canvas.
     """
-    given = () if links is None else (links,) if isinstance(links, Canvas) else tuple(links)
+    given = () if links is None else tuple(links) if isinstance(links, Iterable) else (links,)
     for each in given:
         if not isinstance(each, Canvas):
             raise InvalidArgumentsError(f"link and link_error take calls like task.s(), not {each!r}")
     return given
+
+
+def as_arguments(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """What is given as `args` and `kwargs` of a call.
+
+    Raises:
+        InvalidArgumentsError: what is no list or tuple, such as a text, or no mapping.
+    """
+    if not isinstance(args, Sequence) or isinstance(args, (str, bytes)):
+        raise InvalidArgumentsError(f"args must be a list or tuple, e.g. (2, 3), not {args!r:.100}")
+    if not isinstance(kwargs, (Mapping, type(None))):
+        raise InvalidArgumentsError(f'kwargs must be a mapping, e.g. {{"x": 2}}, not {kwargs!r:.100}')
+    return tuple(args), kwargs or {}
 
 
 def plan_links(links: Iterable[Canvas[Any]], draft: Draft) -> tuple[list[Steps], list[Handle]]:
@@ -252,10 +267,11 @@ def plan_links(links: Iterable[Canvas[Any]], draft: Draft) -> tuple[list[Steps],
     return [each.steps for each in plans], [each.handle for each in plans]
 
 
-def _place(args: Sequence[Any], kwargs: Mapping[str, Any], options: CallKeywords) -> Place:
+def _place(args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: CallKeywords) -> Place:
     begin = CallKeywords(**options)
+    args, kwargs = as_arguments(args, kwargs)
     return Place(
-        args=tuple(args),
+        args=args,
         kwargs=kwargs,
         task_id=begin.pop("task_id", None),
         links=as_links(begin.pop("link", None)),
@@ -414,6 +430,8 @@ class chord(_Compound[AsyncResult[R_co]]):  # noqa: N801 - Celery's name
         self, header: group[Any] | Iterable[Canvas[Any]], body: Canvas[AsyncResult[R_co]] | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(body, (Canvas, type(None))):
+            raise InvalidArgumentsError(f"a chord's body is a call like task.s(), not {body!r}")
         self.header: group[Any] = header if isinstance(header, group) else group(header)
         self.body = body
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from typing_extensions import Self, Unpack
 
-from pulsartasks.canvas import CallKeywords, Canvas, Draft, Host, Links, Place, Plan, as_links
+from pulsartasks.canvas import CallKeywords, Canvas, Draft, Host, Links, Place, Plan, as_arguments, as_links
 from pulsartasks.errors import ConfigurationError, InvalidArgumentsError
 from pulsartasks.message import LATEST_ETA, LONGEST_ID, RESERVED_PREFIX, STAMPS, Publication
 from pulsartasks.options import check_names
@@ -194,7 +194,7 @@ class Signature(Canvas[AsyncResult[R_co]]):
         return result
 
     def _begin(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallKeywords
+        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: CallKeywords
     ) -> tuple[Draft, Plan[AsyncResult[R_co]]]:
         if self.immutable and (args or kwargs):
             raise InvalidArgumentsError(f"{self!r} is immutable (made by si()) and takes no further arguments")
@@ -204,10 +204,11 @@ class Signature(Canvas[AsyncResult[R_co]]):
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]
     ) -> Signature[R_co]:
         """A copy with `args` before its own, and with these kwargs and options too."""
+        args, kwargs = as_arguments(args, kwargs)
         copy: Signature[R_co] = Signature(
             self.target,
             (*args, *self.args),
-            {**self.kwargs, **(kwargs or {})},
+            {**self.kwargs, **kwargs},
             self.call_options.changed(options),
             immutable=self.immutable,
         )

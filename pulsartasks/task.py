@@ -18,7 +18,7 @@ from typing_extensions import ParamSpec, Self, TypeVar, Unpack
 
 from pulsartasks.batch import hints_of_each
 from pulsartasks.brokers.base import confirmed
-from pulsartasks.canvas import CallKeywords, Draft, Host, as_links, chunks, plan_links
+from pulsartasks.canvas import CallKeywords, Draft, Host, as_arguments, as_links, chunks, plan_links
 from pulsartasks.clock import Clock
 from pulsartasks.context import TaskContext
 from pulsartasks.errback import one_argument
@@ -225,7 +225,7 @@ class Task(Handlers, Generic[P, R, C]):
 
         ``countdown`` (seconds) and ``eta`` are held by the broker and never early.
         """
-        return self._send(tuple(args), kwargs or {}, self.call_options.changed(options))
+        return self._send(*as_arguments(args, kwargs), self.call_options.changed(options))
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """`delay` from asyncio, whose loop goes on. Whoever is cancelled does not know whether it was sent."""
@@ -268,7 +268,7 @@ class Task(Handlers, Generic[P, R, C]):
         publications = []
         for args in items:
             try:
-                publications.append(self.compose(tuple(args), {}, self.call_options))
+                publications.append(self.compose(*as_arguments(args, {}), self.call_options))
             except (InvalidArgumentsError, TypeError) as error:
                 raise InvalidArgumentsError(
                     f"item {sent + len(publications)}, {args!r:.100}: {error}; the {sent} before it were sent"
@@ -301,7 +301,7 @@ class Task(Handlers, Generic[P, R, C]):
         **options: Unpack[CallKeywords],
     ) -> Signature[R]:
         """`s` or `si` with options for the call, as in Celery."""
-        return Signature(self, tuple(args), kwargs, self.call_options.changed(options), immutable=immutable)
+        return Signature(self, *as_arguments(args, kwargs), self.call_options.changed(options), immutable=immutable)
 
     def starmap(self, items: Iterable[Sequence[Any]]) -> Signature[list[R]]:
         """One call that calls the task for each of `items` (its positional arguments), in one message and one after

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -22,6 +22,7 @@ from pulsartasks import (
     PulsarTasks,
     Task,
     TaskContext,
+    chord,
 )
 from pulsartasks.app import open_broker
 from pulsartasks.cli import main
@@ -223,6 +224,43 @@ def test_wrong_option_of_a_call_is_refused(app: PulsarTasks, options: dict[str, 
     assert complaint in str(refused.value)
 
 
+@pytest.mark.parametrize("args", [{"x": 1}, {1}, "one", b"one", 5, None], ids=repr)
+def test_arguments_that_are_no_list_are_refused(app: PulsarTasks, args: Any) -> None:
+    task = _define(app, {})
+
+    for call in (
+        task.apply_async,
+        task.signature,
+        task.s().apply_async,
+        task.s().clone,
+        (task.s() | task.s()).apply_async,
+    ):
+        with pytest.raises(InvalidArgumentsError, match=r"args must be a list or tuple, e.g. \(2, 3\), not "):
+            call(args)
+    with pytest.raises(InvalidArgumentsError, match="args must be a list or tuple"):
+        app.send_task("elsewhere", args)
+    with pytest.raises(InvalidArgumentsError, match=r"item 0, .*: args must be a list or tuple"):
+        task.map([args])
+
+
+def test_keyword_arguments_that_are_no_mapping_are_refused(app: PulsarTasks) -> None:
+    task, wrong = _define(app, {}), cast("Any", ["x"])
+
+    for call in (task.apply_async, task.signature, task.s().apply_async, task.s().clone):
+        with pytest.raises(InvalidArgumentsError, match=r"kwargs must be a mapping, e.g. .*, not \['x'\]"):
+            call((), wrong)
+
+
+@pytest.mark.parametrize("option", ["link", "link_error"])
+def test_task_in_place_of_a_call_is_not_linked(app: PulsarTasks, option: str) -> None:
+    task = _define(app, {})
+
+    with pytest.raises(InvalidArgumentsError, match=r"link and link_error take calls like task.s\(\), not <Task work>"):
+        task.using(**cast("Any", {option: task}))
+    with pytest.raises(InvalidArgumentsError, match=r"a chord's body is a call like task.s\(\), not <Task work>"):
+        chord([task.s()], cast("Any", task))
+
+
 def test_key_that_is_no_text_is_refused(app: PulsarTasks) -> None:
     @app.task(key=lambda order: order)
     def pay(order: int) -> None: ...
@@ -273,6 +311,25 @@ def test_resource_that_returns_is_refused(app: PulsarTasks) -> None:
         @app.resource
         def numbers() -> Iterator[int]:
             return iter([1])
+
+
+def test_one_text_where_several_names_are_wanted_is_refused(app: PulsarTasks) -> None:
+    paid = app.topic("paid", schema=int)
+
+    with pytest.raises(ConfigurationError, match=r"write subscriptions=\('mail',\)"):
+        app.topic("sent", schema=int, subscriptions="mail")
+    with pytest.raises(ConfigurationError, match=r"write subscriptions=\('support',\)"):
+        paid.dead_letters("mail", subscriptions="support")
+    with pytest.raises(ConfigurationError, match=r"write topics=\('welcome',\)"), app.testing(topics="welcome"):
+        pytest.fail("it began")
+
+
+@pytest.mark.parametrize("name", [None, 5, b"shop"])
+def test_name_of_an_app_or_topic_that_is_no_text_is_refused(app: PulsarTasks, name: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"is not an app's name; write e.g. PulsarTasks\('shop'\)"):
+        PulsarTasks(name)
+    with pytest.raises(ConfigurationError, match="is not a topic name; use letters, digits"):
+        app.topic(name, schema=int)
 
 
 def test_event_that_does_not_fit_names_its_topic(app: PulsarTasks) -> None:
