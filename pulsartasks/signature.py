@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
+from inspect import signature
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -123,12 +125,23 @@ def _check_instant(name: str, when: object) -> None:
         raise InvalidArgumentsError(f"{name} is a number of seconds, not {when}")
 
 
-def check_key(key: object, *, of: str, option: str = "key") -> str | None:
-    """`key` itself, as a function of the user's gave it.
+def key_by(
+    function: Callable[..., object], args: Sequence[Any], kwargs: Mapping[str, Any], *, of: str, option: str = "key"
+) -> str | None:
+    """What a function of the user's gives as the key of a call or event with these arguments.
 
     Raises:
-        InvalidArgumentsError: it is neither text nor None.
+        InvalidArgumentsError: it does not take them, or raises another error, or gives neither text nor None.
     """
+    try:
+        key = function(*args, **kwargs)
+    except Exception as error:
+        name = getattr(function, "__name__", repr(function))
+        with suppress(TypeError, ValueError):  # of some that are written in C nobody knows what they take
+            name += str(signature(function))
+        raise InvalidArgumentsError(
+            f"{of}: {option}= is called with the same arguments, and {name} raised {error!r}"
+        ) from error
     if key is None or isinstance(key, str):
         return key
     raise InvalidArgumentsError(f"{of}: {option}= gave {key!r}; it must give text, e.g. str(...), or None")

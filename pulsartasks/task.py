@@ -48,7 +48,7 @@ from pulsartasks.publishing import Block, raise_unconfirmed
 from pulsartasks.result import AsyncResult, GroupResult
 from pulsartasks.results.base import ResultStore
 from pulsartasks.serializers import CallCodec, EachCodec, PayloadCodec, is_data, type_hints
-from pulsartasks.signature import DEFAULTS, CallOptions, Signature, check_key
+from pulsartasks.signature import DEFAULTS, CallOptions, Signature, key_by
 from pulsartasks.steps import STARMAP, Step, messages
 from pulsartasks.topic import Topic
 from pulsartasks.topics import (
@@ -312,7 +312,13 @@ class Task(Handlers, Generic[P, R, C]):
         return Signature(self.each, (list(items),), {}, self.call_options, immutable=True)
 
     def chunks(self, items: Iterable[Sequence[Any]], size: int) -> chunks[list[R]]:
-        """A group of `starmap` of at most `size` of `items` each."""
+        """A group of `starmap` of at most `size` of `items` each.
+
+        Raises:
+            InvalidArgumentsError: `size` is less than 1.
+        """
+        if size < 1:
+            raise InvalidArgumentsError(f"chunks of {self.name} have a size of at least 1, not {size}")
         left = iter(items)
         return chunks(self.starmap(chunk) for chunk in iter(lambda: list(islice(left, size)), []))
 
@@ -355,6 +361,7 @@ class Task(Handlers, Generic[P, R, C]):
         due, expiry = options.due(now), options.expiry(now)
         if due is not None:
             self._check_storable()
+        value = self.codec.encode(args, kwargs)  # before a key is taken from what does not fit
         if expiry is None and self.options.expires is not None:
             expiry = now + self.options.expires
         properties = self._headers(options, now)
@@ -363,11 +370,11 @@ class Task(Handlers, Generic[P, R, C]):
         if expiry is not None:
             properties[EXPIRES] = str(int(expiry * 1000))
         if self.options.unique_key is not None:
-            unique = check_key(self.options.unique_key(*args, **kwargs), of=self.name, option="unique_key")
+            unique = key_by(self.options.unique_key, args, kwargs, of=self.name, option="unique_key")
             properties.update({} if unique is None else {UNIQUE: unique})
         return Publication(
             topic=self.topics.calls if due is None else self.topics.delayed,
-            value=self.codec.encode(args, kwargs),
+            value=value,
             key=self.key_of(args, kwargs) if options.key is None else options.key,
             properties=properties,
             deliver_at=due,
@@ -482,14 +489,13 @@ class Task(Handlers, Generic[P, R, C]):
         """What order is kept by in a call with these arguments.
 
         Raises:
-            InvalidArgumentsError: ``key=`` gave neither text nor None.
+            InvalidArgumentsError: ``key=`` does not take them, or gave neither text nor None.
         """
-        key = None
         if self.options.key is not None:
-            key = self.options.key(*args, **kwargs)
-        elif self.event_topic is not None and self.event_topic.key is not None and args:
-            key = self.event_topic.key(args[0])
-        return check_key(key, of=self.name)
+            return key_by(self.options.key, args, kwargs, of=self.name)
+        if self.event_topic is not None and self.event_topic.key is not None and args:
+            return key_by(self.event_topic.key, args[:1], {}, of=self.name)
+        return None
 
     @property
     def _has_key(self) -> bool:

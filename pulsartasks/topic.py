@@ -20,7 +20,7 @@ from pulsartasks.publishing import Publishing
 from pulsartasks.result import AsyncResult
 from pulsartasks.schemas import Schema, describe
 from pulsartasks.serializers import PayloadCodec, is_data
-from pulsartasks.signature import CallOptions, Signature, check_key
+from pulsartasks.signature import CallOptions, Signature, key_by
 from pulsartasks.steps import Step
 from pulsartasks.topics import DEAD_LETTERS, check_several, dead_letter_topic
 
@@ -165,19 +165,21 @@ class Topic(Generic[T]):
         if options.task_id is not None:
             raise InvalidArgumentsError(f"an event of {self.name} has no task_id: it is no call of one task")
         [payload] = args
+        schema = getattr(self.schema, "__name__", self.schema)
         now = self._host.clock.now()
         # The instants travel too, since not every subscription is held back by the broker.
         instants = {ETA: options.due(now), EXPIRES: options.expiry(now)}
         try:
             value = self.codec.encode(payload)
         except InvalidArgumentsError as error:
-            raise InvalidArgumentsError(f"an event of {self.name}: {error}") from error
+            raise InvalidArgumentsError(f"an event of {self.name}: {error}; its schema is {schema}") from error
+        key = options.key
+        if key is None and self.key is not None:
+            key = key_by(self.key, args, {}, of=f"an event of {self.name}, whose schema is {schema}")
         return Publication(
             topic=self.full_name,
             value=value,
-            key=options.key
-            if options.key is not None or self.key is None
-            else check_key(self.key(payload), of=self.name),
+            key=key,
             properties={
                 **options.headers,
                 **{name: milliseconds(instant) for name, instant in instants.items() if instant is not None},

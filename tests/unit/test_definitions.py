@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,11 @@ from pulsartasks import (
 from pulsartasks.app import open_broker
 from pulsartasks.cli import main
 from pulsartasks.worker.child import find_app
+
+
+@dataclass
+class Payment:
+    order: int
 
 
 @pytest.fixture
@@ -269,6 +275,33 @@ def test_key_that_is_no_text_is_refused(app: PulsarTasks) -> None:
         pay.delay(7)
 
 
+def test_key_function_that_takes_other_arguments_is_told_with_its_task(app: PulsarTasks) -> None:
+    @app.task(key=lambda order: f"order-{order}")
+    def pay(number: int) -> None: ...
+
+    with pytest.raises(
+        InvalidArgumentsError, match=r"pay: key= is called .*<lambda>\(order\) raised .*argument 'number'"
+    ):
+        pay.delay(number=7)
+
+
+def test_key_function_that_fails_is_told_with_its_task(app: PulsarTasks) -> None:
+    @app.task(unique_key=lambda order: str(1 // order))
+    def pay(order: int) -> None: ...
+
+    with pytest.raises(InvalidArgumentsError, match=r"pay: unique_key= is .* raised ZeroDivisionError"):
+        pay.delay(0)
+    with pytest.raises(InvalidArgumentsError, match=r"pay\(\) misses the argument order"):
+        pay.delay()  # type: ignore[call-arg]
+
+
+def test_chunks_of_nothing_are_refused(app: PulsarTasks) -> None:
+    task = _define(app, {})
+
+    with pytest.raises(InvalidArgumentsError, match="chunks of work have a size of at least 1, not 0"):
+        task.chunks([(1,), (2,)], 0)
+
+
 def test_bound_task_takes_what_follows_its_context(app: PulsarTasks) -> None:
     @app.task(bind=True)
     def pay(self: TaskContext, order: int) -> None: ...
@@ -337,6 +370,21 @@ def test_event_that_does_not_fit_names_its_topic(app: PulsarTasks) -> None:
 
     with pytest.raises(InvalidArgumentsError, match="an event of paid: Expected `int`, got `str`"):
         paid.publish("seven")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("payload", "complaint"),
+    [
+        (7, "an event of paid: Expected `object`, got `int`; its schema is Payment"),
+        ({"order": 7}, "an event of paid, whose schema is Payment: key= .*'dict' object has no attribute 'order'"),
+        ({}, "an event of paid: Object missing required field `order`; its schema is Payment"),
+    ],
+)
+def test_event_that_is_not_of_its_class_names_it(app: PulsarTasks, payload: Any, complaint: str) -> None:
+    paid = app.topic("paid", schema=Payment, key=lambda payment: str(payment.order))
+
+    with pytest.raises(InvalidArgumentsError, match=complaint):
+        paid.publish(payload)
 
 
 def test_app_before_the_command_is_told_where_it_goes() -> None:
