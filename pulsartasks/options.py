@@ -194,6 +194,7 @@ class TaskOptions:
     def _complaints(self) -> Iterator[str]:
         """What is wrong, first things first: a check may rely on those before it."""
         checks: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+            "name": (lambda name: isinstance(name, (str, type(None))), "text"),
             "mode": (get_args(Mode).__contains__, f"one of {', '.join(get_args(Mode))}"),
             "ack": (get_args(Ack).__contains__, "'late', 'early' or 'manual'"),
             "start": (get_args(Start).__contains__, "'earliest' or 'latest'"),
@@ -234,6 +235,12 @@ class TaskOptions:
         for option, (accepts, wanted) in checks.items():
             if not accepts(getattr(self, option)):
                 yield f"{option} must be {wanted}, not {getattr(self, option)!r}"
+        yield from self._contradictions()
+
+    def _contradictions(self) -> Iterator[str]:
+        """What does not go together."""
+        if self.soft_time_limit and self.time_limit and self.soft_time_limit >= self.time_limit:
+            yield f"soft_time_limit must be less than time_limit={self.time_limit!r}, not {self.soft_time_limit!r}"
         if self.mode in ("exclusive", "failover") and self.concurrency not in (None, 1):
             yield f"{self.mode} runs one message at a time; leave concurrency out, or use key_shared"
         if self.ack == "manual" and not self.bind:

@@ -91,8 +91,8 @@ class AsyncResult(Generic[R_co]):
             propagate: False: what the task raised is given back instead, though no type checker knows.
 
         Raises:
-            InvalidArgumentsError: no timeout where one is needed; or `on_message`, and the call was made elsewhere, so
-                that its states are not pushed to this process.
+            InvalidArgumentsError: no timeout where one is needed, or what is no number; or `on_message`, and the call
+                was made elsewhere, so that its states are not pushed to this process.
             ResultTimeoutError: nothing came within `timeout`; the task may still run.
             PulsarTasksError: the task keeps no results (``ignore_result=True``), the call was not sent yet, or it was
                 told to `forget`.
@@ -146,6 +146,8 @@ class AsyncResult(Generic[R_co]):
         return self._value(timeout)
 
     def _check(self, timeout: float | None) -> None:
+        if not isinstance(timeout, (int, float, type(None))):
+            raise InvalidArgumentsError(f"timeout is a number of seconds or None, not {timeout!r}")
         if self._forgotten:
             raise PulsarTasksError(f"the result of {self.task}[{self.id}] was forgotten by forget()")
         if timeout is None and self.doubt:

@@ -10,10 +10,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, is_dataclass
+from typing import Any, get_origin
 
-from msgspec import NODEFAULT, UNSET, inspect
+from msgspec import NODEFAULT, UNSET, Struct, inspect
 
 from pulsartasks.errors import ConfigurationError
 
@@ -76,6 +76,25 @@ def describe(kind: Any) -> Schema:
     if not (isinstance(definition, dict) and definition["type"] == "record"):
         raise ConfigurationError(f"{kind!r} has no schema: it is no object with named fields")
     return Schema(definition["name"], json.dumps(definition, separators=(",", ":")))
+
+
+def are_apart(one: Any, other: Any) -> bool:
+    """Whether no JSON is of both types; False also where they do not tell it at first sight.
+
+    >>> are_apart(int, str), are_apart(int, float), are_apart(int, int | str)
+    (True, False, False)
+    """
+    forms = _form(one), _form(other)
+    return None not in forms and len(set(forms)) == 2
+
+
+def _form(kind: Any) -> str | None:
+    """What JSON has all values of a plain type or a record as."""
+    if not isinstance(kind, type) or get_origin(kind) is not None:
+        return None
+    if is_dataclass(kind) or (issubclass(kind, Struct) and not kind.__struct_config__.array_like):
+        return "object"
+    return {int: "number", float: "number", str: "text", bool: "boolean"}.get(kind)
 
 
 def differences(old: str, new: str) -> list[str]:

@@ -47,6 +47,7 @@ from pulsartasks.options import TaskOptions
 from pulsartasks.publishing import Block, raise_unconfirmed
 from pulsartasks.result import AsyncResult, GroupResult
 from pulsartasks.results.base import ResultStore
+from pulsartasks.schemas import are_apart
 from pulsartasks.serializers import CallCodec, EachCodec, PayloadCodec, is_data, type_hints
 from pulsartasks.signature import DEFAULTS, CallOptions, Signature, key_by
 from pulsartasks.steps import STARMAP, Step, messages
@@ -176,6 +177,7 @@ class Task(Handlers, Generic[P, R, C]):
         self._host = host
         self.call_options = DEFAULTS
         self.starting = overridden(self, "before_start")
+        self._check_function()
         self._check_annotations()
 
     @cached_property
@@ -428,7 +430,13 @@ class Task(Handlers, Generic[P, R, C]):
         return step, handle
 
     def result(self, task_id: str) -> AsyncResult[R]:
-        """The handle of a call that was sent elsewhere, or earlier."""
+        """The handle of a call that was sent elsewhere, or earlier.
+
+        Raises:
+            InvalidArgumentsError: `task_id` is no text.
+        """
+        if not isinstance(task_id, str):
+            raise InvalidArgumentsError(f"task_id must be text, not {task_id!r}")
         ignored = self.call_options.ignore_result
         said = {} if ignored is None else {IGNORE_RESULT: "1" if ignored else "0"}
         return self._handle({TASK_ID: task_id, **said}, sent_here=False)
@@ -518,13 +526,33 @@ class Task(Handlers, Generic[P, R, C]):
         if not self.options.durable:
             raise InvalidArgumentsError(f"{self.name} has durable=False: nothing holds a call of it until it is due")
 
-    def _check_annotations(self) -> None:
+    def _check_function(self) -> None:
+        parameters = inspect.signature(self.function).parameters
+        first = next(iter(parameters.values()), None)
+        if inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function):
+            raise ConfigurationError(f"task {self.name!r}: a call of what yields runs nothing; have it return a list")
+        if self.options.bind and (first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD)):
+            raise ConfigurationError(
+                f"task {self.name!r}: bind=True gives it the TaskContext as its first argument, and it takes none; "
+                "write self as the first parameter"
+            )
+        if not self.options.bind and first is not None and first.name == "self":
+            raise ConfigurationError(f"task {self.name!r}: its first parameter is self; write @app.task(bind=True)")
         if self.event_topic is not None:
             _ = self.codec.payload
-        parameters = inspect.signature(self.function).parameters
-        if not self.options.bind and next(iter(parameters), None) == "self":
-            raise ConfigurationError(f"task {self.name!r}: its first parameter is self; write @app.task(bind=True)")
-        for name, parameter in parameters.items():
+            payload = next(name for name in [*parameters][self.options.bind :] if name not in self.injected)
+            self._check_payload(self.event_topic, payload)
+
+    def _check_payload(self, topic: Topic[Any], parameter: str) -> None:
+        kind = self._hints.get(parameter, Any)
+        if are_apart(topic.schema, kind):
+            raise ConfigurationError(
+                f"task {self.name!r}: parameter {parameter!r} has the type {kind!r}, but the events of {topic.name} "
+                f"are {topic.schema!r}"
+            )
+
+    def _check_annotations(self) -> None:
+        for name, parameter in inspect.signature(self.function).parameters.items():
             kind = self._hints.get(name, Any)
             if kind is TaskContext or name in self.injected:
                 continue

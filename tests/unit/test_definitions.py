@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +18,7 @@ from pulsartasks import (
     AsyncResult,
     Batch,
     ConfigurationError,
+    GroupResult,
     InvalidArgumentsError,
     Middleware,
     PulsarTasks,
@@ -27,6 +28,7 @@ from pulsartasks import (
 )
 from pulsartasks.app import open_broker
 from pulsartasks.cli import main
+from pulsartasks.topic import Topic
 from pulsartasks.worker.child import find_app
 
 
@@ -70,6 +72,8 @@ def app() -> PulsarTasks:
         ({"default_retry_delay": "1"}, "default_retry_delay must be seconds, 0 or more, not '1'"),
         ({"expires": 0}, "expires must be seconds, more than 0, not 0"),
         ({"soft_time_limit": "1"}, "soft_time_limit must be seconds, more than 0, not '1'"),
+        ({"soft_time_limit": 10, "time_limit": 5}, "soft_time_limit must be less than time_limit=5, not 10"),
+        ({"soft_time_limit": 5, "time_limit": 5}, "soft_time_limit must be less than time_limit=5, not 5"),
         ({"soft_time_limit": True}, "soft_time_limit must be seconds, more than 0, not True"),
         ({"retry_backoff_max": -1}, "retry_backoff_max must be seconds, 0 or more, not -1"),
         ({"concurrency": 0}, "concurrency must be a whole number of at least 1, not 0"),
@@ -87,6 +91,7 @@ def app() -> PulsarTasks:
         ({"dead_letter": None}, "dead_letter must be True, False or the name of a topic, not None"),
         ({"dead_letter": "a b"}, "dead_letter must be True, False or the name of a topic, not 'a b'"),
         ({"name": "a b"}, "'a b' is not a topic name"),
+        ({"name": 5}, "name must be text, not 5"),
         ({"batch": 64}, "batch must be Batch(max_messages=..., max_wait=...), not 64"),
         ({"batch": Batch(), "mode": "failover"}, "they never meet in a batch; use key_shared"),
         ({"batch": Batch(), "bind": True}, "a batch has no message of its own, so bind must be left out"),
@@ -257,6 +262,20 @@ def test_keyword_arguments_that_are_no_mapping_are_refused(app: PulsarTasks) -> 
             call((), wrong)
 
 
+def test_handle_of_what_is_no_id_is_refused(app: PulsarTasks) -> None:
+    with pytest.raises(InvalidArgumentsError, match="task_id must be text, not None"):
+        _define(app, {}).result(cast("Any", None))
+
+
+def test_timeout_that_is_no_number_is_refused(app: PulsarTasks) -> None:
+    call = _define(app, {}).result("1")
+
+    for wait in (call.get, GroupResult([call]).get):
+        with pytest.raises(InvalidArgumentsError, match="timeout is a number of seconds or None, not '1'"):
+            wait(timeout=cast("Any", "1"))
+    app.close()
+
+
 @pytest.mark.parametrize("option", ["link", "link_error"])
 def test_task_in_place_of_a_call_is_not_linked(app: PulsarTasks, option: str) -> None:
     task = _define(app, {})
@@ -308,6 +327,61 @@ def test_bound_task_takes_what_follows_its_context(app: PulsarTasks) -> None:
 
     with pytest.raises(InvalidArgumentsError, match="argument 'order': Expected `int`, got `str`"):
         pay.delay("seven")  # type: ignore[arg-type]
+
+
+def test_bind_without_a_parameter_for_the_context_is_refused(app: PulsarTasks) -> None:
+    def nothing() -> None: ...
+    def by_name(*, order: int) -> None: ...
+
+    for function in (nothing, by_name):
+        with pytest.raises(ConfigurationError, match=r"and it takes none; write self as the first parameter"):
+            app.task(bind=True)(cast("Any", function))
+
+
+def test_function_that_yields_is_refused(app: PulsarTasks) -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    async def later() -> AsyncIterator[int]:
+        yield 1
+
+    for function in (numbers, later):
+        with pytest.raises(ConfigurationError, match=r"a call of what yields runs nothing; have it return a list"):
+            app.task(cast("Callable[[], Any]", function))
+
+
+def _int(value: int) -> None: ...
+def _float(value: float) -> None: ...
+def _text(value: str) -> None: ...
+def _int_or_text(value: int | str) -> None: ...
+def _payment(value: Payment) -> None: ...
+def _dict(value: dict[str, int]) -> None: ...
+def _anything(value) -> None: ...  # type: ignore[no-untyped-def]
+
+
+@pytest.mark.parametrize(
+    ("schema", "takes"),
+    [(str, _int), (int, _text), (bool, _int), (Payment, _int), (str, _payment)],
+)
+def test_handler_that_can_take_no_event_of_its_topic_is_refused(
+    app: PulsarTasks, schema: type, takes: Callable[..., None]
+) -> None:
+    paid: Topic[Any] = app.topic("paid", schema=schema)
+
+    with pytest.raises(ConfigurationError, match=r"parameter 'value' has the type .*, but the events of paid are "):
+        app.task(topic=paid)(takes)
+
+
+@pytest.mark.parametrize(
+    ("schema", "takes"),
+    [(int, _float), (float, _int), (int, _int_or_text), (Payment, _dict), (Payment, _anything), (list[int], _int)],
+)
+def test_handler_that_may_take_an_event_of_its_topic_is_taken(
+    app: PulsarTasks, schema: type, takes: Callable[..., None]
+) -> None:
+    paid: Topic[Any] = app.topic("paid", schema=schema)
+
+    assert app.task(topic=paid)(takes).event_topic is paid
 
 
 def test_self_without_bind_is_refused(app: PulsarTasks) -> None:
