@@ -141,11 +141,16 @@ class Outbox:
             The (first) task's id, for ``task.result(id)``; None for an event.
 
         Raises:
-            InvalidArgumentsError: the arguments do not fit the task or topic, or it begins with several calls. Nothing
-                was stored.
+            InvalidArgumentsError: the arguments do not fit the task or topic, or it begins with several calls; or one
+                of these is something else. Nothing was stored.
         """
         if hasattr(session, "run_sync"):
             raise InvalidArgumentsError("the session is asynchronous; write: await outbox.aadd(session, ...)")
+        if not isinstance(signature, Canvas):
+            raise InvalidArgumentsError(
+                f"{signature!r} is no call to be sent later, as what delay() gives has gone out already; "
+                "write outbox.add(session, task.s(...))"
+            )
         publication = signature.publication()
         connection = _connection_of(session, self.table)
         insert = self.table.insert().values(
@@ -214,6 +219,8 @@ class Outbox:
 def _connection_of(session: Transaction, table: sa.Table) -> sa.Connection:
     if isinstance(session, sa.Connection):
         return session
+    if not hasattr(session, "connection"):
+        raise InvalidArgumentsError(f"give a Session or Connection, whose transaction it shares, not {session!r}")
     return session.connection(bind_arguments={"clause": table})
 
 

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -137,6 +137,27 @@ def test_canvas_is_stored_if_it_begins_with_one_call(shop: Shop) -> None:
 def test_event_has_no_task_id(shop: Shop) -> None:
     with Session(shop.engine) as session:
         assert shop.outbox.add(session, shop.ordered.s(Order("a", 1))) is None
+
+
+def test_call_that_was_sent_is_refused(shop: Shop) -> None:
+    @shop.app.task
+    def pay(number: int) -> None: ...
+
+    for wrong in (pay.result("7"), pay):
+        with Session(shop.engine) as session, pytest.raises(InvalidArgumentsError, match=r"write outbox\.add"):
+            shop.outbox.add(session, cast("Any", wrong))
+
+    assert shop.rows() == []
+
+
+def test_what_has_no_transaction_is_refused(shop: Shop) -> None:
+    for wrong in (shop.engine, sessionmaker(shop.engine), None):
+        with pytest.raises(
+            InvalidArgumentsError, match=r"give a Session or Connection, whose transaction it shares, not "
+        ):
+            shop.outbox.add(cast("Any", wrong), shop.ordered.s(Order("a", 1)))
+
+    assert shop.rows() == []
 
 
 def test_wrong_arguments_are_refused_before_anything_is_stored(shop: Shop) -> None:
