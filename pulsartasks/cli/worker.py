@@ -62,12 +62,13 @@ def worker(
     SIGTERM or Ctrl-C stops receiving and finishes what runs; a second one stops at once, and what ran is delivered
     again. Exits with 0 after such a stop, with 78 when the app cannot be started.
     """
+    only = None if topics is None else _names(topics)
     configure_logging(log_level)
     options = WorkerOptions(
         app=app_path,
         concurrency=concurrency,
         processes=processes,
-        topics=None if topics is None else [name.strip() for name in topics.split(",") if name.strip()],
+        topics=only,
         log_level=log_level,
         grace=grace,
         max_memory=None if max_memory_per_child is None else max_memory_per_child * 1_000_000,
@@ -87,3 +88,12 @@ def worker(
             click.echo(f"Health: http://{health_host}:{port}/readyz", err=True)
         status = supervisor.run()
     sys.exit(status)
+
+
+def _names(topics: str) -> list[str]:
+    names = [name.strip() for name in topics.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter(
+            f"{topics!r} names no topic; leave it out to consume those of all tasks", param_hint="-Q"
+        )
+    return names

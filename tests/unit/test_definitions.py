@@ -468,6 +468,31 @@ def test_app_before_the_command_is_told_where_it_goes() -> None:
     assert "-A comes after the command: pulsartasks worker -A MODULE:APP" in refused.output
 
 
+@pytest.mark.parametrize("topics", ["", ",", " , "])
+def test_list_of_no_topics_is_refused(topics: str) -> None:
+    refused = CliRunner().invoke(main, ["worker", "-A", "shop:app", "-Q", topics])
+
+    assert refused.exit_code == 2
+    assert f"Invalid value for -Q: {topics!r} names no topic; leave it out" in refused.output
+
+
+def test_dead_letters_in_another_processs_memory_are_not_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in_memory.py").write_text(
+        "from pulsartasks import PulsarTasks\napp = PulsarTasks('shop', 'memory://')\napp.task(print, name='work')\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    for arguments in (["list"], ["show", "7"], ["replay", "--all"]):
+        refused = CliRunner().invoke(main, ["dlq", *arguments, "-A", "in_memory:app"])
+
+        assert refused.exit_code == 1
+        assert (
+            "memory:// is within one process, so its dead letters are seen there alone; use local://" in refused.output
+        )
+
+
 @pytest.mark.parametrize(
     ("path", "complaint"),
     [
