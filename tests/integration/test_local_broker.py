@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
 import signal
 import sqlite3
 import statistics
@@ -255,6 +256,24 @@ def test_files_of_processes_that_ended_are_removed(broker: LocalBroker, database
     assert sorted(path.suffix for path in folder.iterdir()) == [".lock", ".sock"]
     broker.close()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_database_that_was_removed_under_its_users_is_told_of(
+    broker: LocalBroker, database: Path, replaced: bool
+) -> None:
+    consumer = broker.subscribe(ONE)
+    assert consumer.receive(0.0) is None
+
+    for path in database.parent.glob("broker.db*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if replaced:
+        LocalBroker(database).close()
+
+    with pytest.raises(BrokerUnavailableError, match=f"{database} was removed while it was in use; start this process"):
+        broker.publish(Publication(TOPIC, b"to nobody"))
+    with pytest.raises(BrokerUnavailableError, match="was removed"):
+        consumer.receive(30)  # it looks every second
 
 
 def test_processes_may_come_and_go_at_the_same_moment(database: Path) -> None:

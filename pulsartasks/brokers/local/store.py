@@ -133,6 +133,7 @@ class Store:
         self._lock = threading.RLock()
         self._topic_ids: dict[str, int] = {}
         self._closed = False
+        self._path = None if path is None else path.absolute()
         with _mapped_errors(path):
             self._sql = sqlite3.connect(
                 ":memory:" if path is None else path,
@@ -143,6 +144,18 @@ class Store:
             self._sql.execute("PRAGMA journal_mode = WAL")
             self._sql.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
             self._create(path)
+        self._file = _file_at(self._path)
+
+    def check(self) -> None:
+        """Whether the database is still what others find there.
+
+        Raises:
+            BrokerUnavailableError: it was removed, or is another file now. SQLite would go on in one that nobody sees.
+        """
+        if _file_at(self._path) != self._file:
+            raise BrokerUnavailableError(
+                f"the local broker's database {self._path} was removed while it was in use; start this process anew"
+            )
 
     def _create(self, path: Path | None) -> None:
         with self._transaction():
@@ -229,6 +242,7 @@ class Store:
 
     def publish(self, publications: Sequence[Publication], *, now: float) -> tuple[list[int], dict[str, set[int]]]:
         """Store all in one transaction; gives their ids, and per process the subscriptions that have news."""
+        self.check()
         ids, news = [], set()
         with self._transaction():
             message_id = max(self._newest(), int(now * 1_000_000))
@@ -265,6 +279,7 @@ class Store:
 
     def next_due(self, subscription_id: int) -> float | None:
         """When the next message that waits is due: 0 if it is now, None if none waits."""
+        self.check()
         with self._lock, _mapped_errors():
             row = self._sql.execute(
                 "SELECT due FROM deliveries WHERE subscription_id = ? AND consumer_id IS NULL ORDER BY due LIMIT 1",
@@ -520,6 +535,15 @@ class Store:
 def _row(row: tuple[int, str | None, bytes, bytes]) -> Row:
     message_id, key, value, properties = row
     return Row(message_id, key, value, _decode_properties(properties))
+
+
+def _file_at(path: Path | None) -> tuple[int, int] | None:
+    """What tells the file at `path` from one that is put there later; None without one."""
+    try:
+        status = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if status is None else (status.st_dev, status.st_ino)
 
 
 @contextmanager
