@@ -106,7 +106,8 @@ class PushedResults(ResultStore):
                 if waiter.unread:
                     self._look(waiter, task_id)
                 elif (left := until - time.monotonic()) > 0:
-                    waiter.look = not waiter.arrived.wait(min(LOOK_AGAIN, left))
+                    if not waiter.wait(min(LOOK_AGAIN, left)):
+                        waiter.look = True
                 else:
                     break
             return waiter.result
@@ -155,7 +156,8 @@ class PushedResults(ResultStore):
                 if waiter.unread:
                     await asyncio.to_thread(self._look, waiter, task_id)
                 elif (left := until - time.monotonic()) > 0:
-                    waiter.look = not await waiter.arrival(min(LOOK_AGAIN, left))
+                    if not await waiter.wait_async(min(LOOK_AGAIN, left)):
+                        waiter.look = True
                 else:
                     break
             return waiter.result
@@ -182,43 +184,44 @@ class PushedResults(ResultStore):
     def _arriving(self, waiters: Mapping[str, Waiter], arrived: SimpleQueue[str], *, until: float) -> Iterator[Result]:
         """The results of `waiters`, whose ids come by `arrived`; one look is for all that may have been missed."""
         left = dict.fromkeys(waiters)
-        self._look_for_all([id_ for id_, waiter in waiters.items() if waiter.look], waiters, arrived)
+        self._look_for_all([id_ for id_, waiter in waiters.items() if waiter.look], waiters)
         while left:
             try:
                 task_id = arrived.get(timeout=max(0.0, min(LOOK_AGAIN, until - time.monotonic())))
             except Empty:
                 late = time.monotonic() >= until
-                if not self._look_for_all(left, waiters, arrived) and late:
+                if not self._look_for_all(left, waiters) and late:
                     return
                 continue
             waiter = waiters[task_id]
-            if waiter.claimed is not None:
+            if task_id in left and waiter.unread:
                 self._look(waiter, task_id)
             if task_id in left and waiter.result is not None:
                 del left[task_id]
                 yield waiter.result
 
-    def _look_for_all(
-        self, task_ids: Collection[str], waiters: Mapping[str, Waiter], arrived: SimpleQueue[str]
-    ) -> bool:
+    def _look_for_all(self, task_ids: Collection[str], waiters: Mapping[str, Waiter]) -> bool:
         """Have those arrive that are kept; whether any is."""
         found = list(self.follow(task_ids, until=0.0)) if task_ids else []
         for task_id in task_ids:
             waiters[task_id].look = False
         for result in found:
-            waiters[result.id].found(result)
-            arrived.put(result.id)
+            waiters[result.id].take(result)
         return bool(found)
 
     def _look(self, waiter: Waiter, task_id: str) -> None:
         """Fetch what was pushed as a claim, else look at what is kept."""
-        if waiter.claimed is not None:
-            waiter.arrived.clear()
-            waiter.found(self._read(waiter.claimed.value, waiter.claimed.properties))
-            waiter.claimed = None
-        else:
-            waiter.look = False
-            waiter.found(self.find(task_id))
+        claimed = waiter.claimed  # read once: whoever else waits may fetch it as well, and be done first
+        if claimed is not None:
+            waiter.found(self._read(claimed.value, claimed.properties))
+            waiter.drop(claimed)
+        elif waiter.look:
+            waiter.look = False  # who joins meanwhile waits for what this look finds
+            try:
+                waiter.found(self.find(task_id))
+            except BaseException:
+                waiter.look_again()
+                raise
 
     def close(self) -> None:
         self._inbox.close()
@@ -250,7 +253,7 @@ class Waiter:
     """The `get()` of one result in progress, by one or more threads and tasks of asyncio."""
 
     def __init__(self, *, may_have_missed: bool) -> None:
-        self.arrived = threading.Event()
+        self._changed = threading.Condition()
         self.look = may_have_missed
         """The push is only a hint: before this process listened it was lost, and a reconnect may have swallowed it. So
         who waits looks at what is kept when it begins, now and then, and at the end."""
@@ -267,26 +270,51 @@ class Waiter:
         """There is something to be read, or looked for."""
         return self.look or self.claimed is not None
 
-    def take(self, pushed: Result | Delivery) -> None:
-        if isinstance(pushed, Delivery):
-            self.claimed = pushed
-        else:
-            self.result = pushed
-        self.arrived.set()
-        for tell in list(self._listeners):
-            tell()
+    @property
+    def arrived(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self.result is not None or self.unread
+
+    def take(self, came: Result | Delivery) -> None:
+        with self._changed:
+            if isinstance(came, Delivery):
+                self.claimed = came
+            else:
+                self.result = came
+        self._tell()
+
+    def found(self, result: Result | None) -> None:
+        """Take what a look-up gave; if that is nothing, a result that was pushed while it looked stays."""
+        if result is not None:
+            self.take(result)
+
+    def drop(self, claimed: Delivery) -> None:
+        """Forget a claim that was fetched, unless another one came meanwhile."""
+        with self._changed:
+            if self.claimed is claimed:
+                self.claimed = None
+
+    def look_again(self) -> None:
+        """Have somebody else look, since whoever did so failed."""
+        self.look = True
+        self._tell()
 
     def listen(self, tell: Callable[[], object]) -> None:
-        """Have `tell` called at each push, and at once if there was one."""
-        self._listeners.append(tell)
-        if self.unread or self.arrived.is_set():
+        """Have `tell` called at whatever arrives, and at once if something did."""
+        self._listeners.append(tell)  # before the look, as `_tell` comes after the change: one of them sees the other
+        if self.arrived:
             tell()
 
     def unlisten(self, tell: Callable[[], object]) -> None:
         self._listeners.remove(tell)
 
-    async def arrival(self, timeout: float) -> bool:
-        """Wait for a push; whether there was one within `timeout` seconds."""
+    def wait(self, timeout: float) -> bool:
+        """Wait until something arrives; whether it did within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.arrived, timeout)
+
+    async def wait_async(self, timeout: float) -> bool:
+        """The same from asyncio."""
         loop = asyncio.get_running_loop()
         pushed = asyncio.Event()
 
@@ -296,7 +324,7 @@ class Waiter:
 
         self._listeners.append(tell)
         try:
-            if not self.arrived.is_set():
+            if not self.arrived:
                 await asyncio.wait_for(pushed.wait(), timeout)
             return True
         except asyncio.TimeoutError:
@@ -304,10 +332,11 @@ class Waiter:
         finally:
             self._listeners.remove(tell)
 
-    def found(self, result: Result | None) -> None:
-        """Take what a look-up gave; if that is nothing, a result that was pushed while it looked stays."""
-        if result is not None:
-            self.result = result
+    def _tell(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+        for tell in list(self._listeners):
+            tell()
 
 
 class Inbox:

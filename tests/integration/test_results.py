@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,7 +19,7 @@ from pulsartasks.errors import BrokerUnavailableError, RemoteTraceback, TaskErro
 from pulsartasks.message import Publication, new_task_id
 from pulsartasks.results import inbox
 from pulsartasks.results.base import Place, Progress, RemoteError, Reported, Result
-from pulsartasks.results.inbox import PUSHED
+from pulsartasks.results.inbox import PUSHED, Waiter
 from pulsartasks.results.topic import TopicResults
 from tests.services import wait_until
 
@@ -111,11 +113,125 @@ def test_result_pushed_during_a_look_that_finds_nothing_is_not_forgotten(
 
     def look(_: str) -> None:
         worker.keep(result(task_id, 5), reply_to=caller.reply_to)
-        wait_until(caller._inbox._waiters[task_id].arrived.is_set, "the result was not pushed")
+        wait_until(lambda: caller._inbox._waiters[task_id].result is not None, "the result was not pushed")
 
     monkeypatch.setattr(caller, "find", look)
 
     assert caller.wait(task_id, 5, pushed=True) == result(task_id, 5)
+
+
+class HeldLook:
+    """A look-up that has begun and goes on when it is told to; the first one may fail then."""
+
+    def __init__(self, store: TopicResults, *, fails: bool = False) -> None:
+        self._find = store.find
+        self._fails = fails
+        self._begun, self._release = threading.Event(), threading.Event()
+
+    def __call__(self, task_id: str) -> Result | None:
+        if self._begun.is_set():
+            return self._find(task_id)
+        self._begun.set()
+        assert self._release.wait(30)
+        if self._fails:
+            raise BrokerUnavailableError("away for a moment")
+        return self._find(task_id)
+
+    def wait_until_begun(self) -> None:
+        assert self._begun.wait(30)
+
+    def go_on(self) -> None:
+        self._release.set()
+
+
+def waits(thread: threading.Thread) -> bool:
+    """Whether it waits to be told of something."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code is threading.Condition.wait.__code__
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["finds", "fails"])
+@pytest.mark.parametrize("how", ["wait", "watch", "each"])
+def test_whoever_joins_a_look_is_woken_by_its_end(
+    how: str, fails: bool, caller: TopicResults, worker: TopicResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = new_task_id()
+    worker.keep(result(task_id, 5), reply_to=None)
+    look = HeldLook(caller, fails=fails)
+    monkeypatch.setattr(caller, "find", look)
+    found: list[Result | None] = []
+    ways: dict[str, Callable[[], object]] = {
+        "wait": lambda: found.append(caller.wait(task_id, 60, pushed=True)),
+        "watch": lambda: found.append(caller.watch(task_id, 60, lambda _: None)),
+        "each": lambda: found.extend(caller.each([task_id], 60, pushed=True)),
+    }
+
+    def begin() -> None:
+        try:
+            caller.wait(task_id, 60, pushed=True)
+        except BrokerUnavailableError:
+            assert fails
+
+    first, second = threading.Thread(target=begin), threading.Thread(target=ways[how])
+    first.start()
+    look.wait_until_begun()
+    waiter = caller._inbox._waiters[task_id]
+    second.start()
+    wait_until(lambda: waits(second) if how == "wait" else bool(waiter._listeners), "it did not join")
+
+    look.go_on()
+    second.join(20)  # it would look by itself after LOOK_AGAIN
+
+    assert found == [result(task_id, 5)]
+    first.join(30)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_whoever_joins_a_look_in_asyncio_is_woken_by_its_end(
+    cancelled: bool, caller: TopicResults, worker: TopicResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = new_task_id()
+    worker.keep(result(task_id, 5), reply_to=None)
+    look = HeldLook(caller)
+    monkeypatch.setattr(caller, "find", look)
+
+    async def wait_twice() -> Result | None:
+        first = asyncio.create_task(caller.wait_async(task_id, 60, pushed=True))
+        await asyncio.to_thread(look.wait_until_begun)
+        waiter = caller._inbox._waiters[task_id]
+        second = asyncio.create_task(caller.wait_async(task_id, 60, pushed=True))
+        await asyncio.to_thread(wait_until, lambda: bool(waiter._listeners), "it did not join")
+        if cancelled:
+            first.cancel()
+        look.go_on()
+        await asyncio.wait([first])
+        return await asyncio.wait_for(second, 20)
+
+    assert asyncio.run(wait_twice()) == result(task_id, 5)
+
+
+class FetchedMeanwhile(Waiter):
+    """Whoever asks for its claim again finds that another thread has fetched it."""
+
+    def __init__(self, claimed: Delivery) -> None:
+        self._left = [claimed]
+        super().__init__(may_have_missed=False)
+
+    @property
+    def claimed(self) -> Delivery | None:  # type: ignore[override]
+        return self._left.pop() if self._left else None
+
+    @claimed.setter
+    def claimed(self, claimed: Delivery | None) -> None: ...
+
+
+def test_claim_that_two_threads_fetch_at_once_is_a_result_for_both(caller: TopicResults, worker: TopicResults) -> None:
+    packed = worker.pack(result(new_task_id(), 5), reply_to=caller.reply_to)
+    waiter = FetchedMeanwhile(Delivery(caller.reply_to, "1", packed.value, None, packed.headers, time.time()))
+
+    caller._look(waiter, packed.id)
+
+    assert waiter.result == result(packed.id, 5)
 
 
 def test_wait_that_gives_up_leaves_the_others_of_the_same_result_waiting(
