@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from pulsartasks.brokers.base import Broker, Delivery, Reader
 from pulsartasks.clock import Clock
+from pulsartasks.errors import PulsarTasksError
 from pulsartasks.message import Publication
 from pulsartasks.topics import KEEPER
 
@@ -21,6 +22,7 @@ class TopicLog:
     Args:
         window: gives the seconds for which a record counts; asked when the log is first read.
         learn: is told each record, in the topic's order, by one thread at a time.
+        again: `learn` may be told all of them again, so that a reader which failed is replaced.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class TopicLog:
         window: Callable[[], float],
         learn: Callable[[Delivery], None],
         clock: Clock,
+        again: bool = False,
     ) -> None:
         self.topic = topic
         self._broker = broker
         self._window = window
         self._learn = learn
         self._clock = clock
+        self._again = again
         self._declared = False
         self._reading = threading.Lock()
         self._reader: Reader | None = None
@@ -57,11 +61,18 @@ class TopicLog:
             if self._looked_at >= asked:
                 return
             began = time.monotonic()
-            if self._reader is None:
+            reader = self._reader  # `close` may take it away at any moment
+            if reader is None:
                 self.declare()
-                self._reader = self._broker.read(self.topic, since=self._clock.now() - self._window() - CLOCK_SKEW)
-            while (record := self._reader.receive(0.0)) is not None:
-                self._learn(record)
+                reader = self._broker.read(self.topic, since=self._clock.now() - self._window() - CLOCK_SKEW)
+                self._reader = reader
+            try:
+                while (record := reader.receive(0.0)) is not None:
+                    self._learn(record)
+            except PulsarTasksError:
+                if self._again:
+                    self.close()  # before another thread looks, which would lose its reader by that
+                raise
             self._looked_at = began
 
     def declare(self) -> None:

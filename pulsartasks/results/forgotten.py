@@ -9,7 +9,6 @@ from collections.abc import Collection
 
 from pulsartasks.brokers.base import Broker, Delivery
 from pulsartasks.clock import Clock
-from pulsartasks.errors import PulsarTasksError
 from pulsartasks.log import TopicLog
 from pulsartasks.message import TASK_ID, Publication
 
@@ -23,7 +22,7 @@ class Forgotten:
     def __init__(self, broker: Broker, topic: str, *, window: float, clock: Clock) -> None:
         self._window = window
         self._ids: dict[str, None] = {}
-        self._log = TopicLog(broker, topic, window=lambda: window, learn=self._learn, clock=clock)
+        self._log = TopicLog(broker, topic, window=lambda: window, learn=self._learn, clock=clock, again=True)
 
     def add(self, task_id: str) -> None:
         """Have it forgotten; every look-up that begins when this returns obeys."""
@@ -31,11 +30,7 @@ class Forgotten:
 
     def all(self) -> Collection[str]:
         """All that were added before this call."""
-        try:
-            self._log.catch_up()
-        except PulsarTasksError:
-            self._log.close()  # the next call reads it anew
-            raise
+        self._log.catch_up()
         return self._ids
 
     def expire(self) -> None:

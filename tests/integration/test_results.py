@@ -15,10 +15,12 @@ import pytest
 from pulsartasks.brokers.base import Delivery
 from pulsartasks.brokers.local import LocalBroker
 from pulsartasks.brokers.local.broker import LocalReader
+from pulsartasks.clock import SystemClock
 from pulsartasks.errors import BrokerUnavailableError, RemoteTraceback, TaskError
 from pulsartasks.message import Publication, new_task_id
 from pulsartasks.results import inbox
 from pulsartasks.results.base import Place, Progress, RemoteError, Reported, Result
+from pulsartasks.results.forgotten import Forgotten
 from pulsartasks.results.inbox import PUSHED, Waiter
 from pulsartasks.results.topic import TopicResults
 from tests.services import wait_until
@@ -336,6 +338,58 @@ def test_look_up_ends_at_a_success(caller: TopicResults, worker: TopicResults) -
 
     assert found is not None
     assert bytes(found.value) == b"5", "it read on"
+
+
+class LentLock:
+    """A lock that the first thread to give it back does not get past until `taken`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._once = threading.Lock()
+        self.given_back, self.taken = threading.Event(), threading.Event()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        if self._once.acquire(blocking=False):
+            self.given_back.set()
+            assert self.taken.wait(30)
+
+
+def test_look_for_what_is_forgotten_that_fails_takes_nothing_from_another_one(
+    broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten = Forgotten(broker, f"{TOPIC}-forgotten", window=60.0, clock=SystemClock())
+    forgotten.add("17")
+    lock = LentLock()
+    monkeypatch.setattr(forgotten._log, "_reading", lock)
+    receive = LocalReader.receive
+    failed: list[BrokerUnavailableError] = []
+
+    def look() -> None:
+        try:
+            forgotten.all()
+        except BrokerUnavailableError as error:
+            failed.append(error)
+
+    first = threading.Thread(target=look)
+
+    def fail_first(self: LocalReader, timeout: float) -> Delivery | None:
+        if threading.current_thread() is first:
+            raise BrokerUnavailableError("away for a moment")
+        lock.taken.set()
+        first.join(30)
+        return receive(self, timeout)
+
+    monkeypatch.setattr(LocalReader, "receive", fail_first)
+    first.start()
+    assert lock.given_back.wait(30)
+
+    assert list(forgotten.all()) == ["17"]
+    assert len(failed) == 1
+    forgotten.close()
 
 
 def test_expired_results_are_let_go_of_and_others_kept(broker: LocalBroker) -> None:
