@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,6 +31,13 @@ class Revoke(Protocol):
     def __call__(self, *, terminate: bool = False) -> None: ...
 
 
+class Keeps(Protocol):
+    """An app, which has a store in each process."""
+
+    @property
+    def results(self) -> ResultStore: ...
+
+
 class NextAttempt(NamedTuple):
     """What comes of an attempt that failed."""
 
@@ -45,7 +53,7 @@ class AsyncResult(Generic[R_co]):
     def __init__(
         self,
         task_id: str,
-        store: ResultStore | None,
+        app: Keeps | None,
         codec: PayloadCodec[R_co],
         *,
         task: str,
@@ -54,7 +62,9 @@ class AsyncResult(Generic[R_co]):
     ) -> None:
         self.id = task_id
         self.task = self.name = task
-        self._store = store
+        self._app = app
+        self._store = None if app is None else app.results
+        self._pid = os.getpid()
         self._codec = codec
         self._revoke = revoke
         self._sent_here = sent_here
@@ -311,7 +321,8 @@ class AsyncResult(Generic[R_co]):
     @property
     def source(self) -> object:
         """Where its result comes from; what compares equal can be waited for together."""
-        return self._store, self._sent_here, self.doubt, "" if self.block is None else self.block.unsent
+        store = None if self._store is None else self._kept_results()
+        return store, self._sent_here, self.doubt, "" if self.block is None else self.block.unsent
 
     def _look(self) -> Result | None:
         """Its result, or how far it is.
@@ -340,10 +351,12 @@ class AsyncResult(Generic[R_co]):
         return self._looked_at is None or time.monotonic() - self._looked_at >= LOOK_AGAIN
 
     def _kept_results(self) -> ResultStore:
-        if self._store is None:
+        if self._app is None or self._store is None:
             raise PulsarTasksError(
                 f"{self.task} keeps no results (ignore_result=True); leave that option out to wait for them"
             )
+        if self._pid != os.getpid():  # inherited through a fork: the store is the parent's, and so is what is pushed
+            self._store, self._sent_here, self._pid = self._app.results, False, os.getpid()
         return self._store
 
     def __repr__(self) -> str:

@@ -480,11 +480,11 @@ class Task(Handlers, Generic[P, R, C]):
         task_id = headers[TASK_ID]
         ignored = self.ignores_result(headers)
         errors_alone = ignored and self.options.store_errors_even_if_ignored
-        store = None if ignored and not errors_alone else self._host.results
+        app = None if ignored and not errors_alone else self._host
         due = None if eta is None else datetime.fromtimestamp(eta, timezone.utc)
         revoke = functools.partial(self._host.revoke, task_id, eta=due)
         call: AsyncResult[R] = AsyncResult(
-            task_id, store, self.result_codec, task=self.name, revoke=revoke, sent_here=sent_here
+            task_id, app, self.result_codec, task=self.name, revoke=revoke, sent_here=sent_here
         )
         call.block = block
         if not self.options.durable:

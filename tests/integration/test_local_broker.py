@@ -323,6 +323,52 @@ def test_forked_child_opens_a_connection_of_its_own(database: Path) -> None:
     assert _count(database, "messages") == 3
 
 
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "call.get(timeout=60)",
+        "asyncio.run(call.aget(timeout=60))",
+        "GroupResult([call]).get(timeout=60)",
+        "while not call.ready(): time.sleep(0.01)",
+    ],
+)
+def test_result_of_a_call_of_its_parent_reaches_a_forked_child_though_the_parent_is_told(
+    wait: str, database: Path
+) -> None:
+    program = f"""
+        import asyncio, os, time, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from pulsartasks import GroupResult, PulsarTasks
+        from pulsartasks.brokers.local.broker import LocalReader
+        from pulsartasks.worker.worker import Worker
+        app = PulsarTasks("forking", "local://{database}")
+        @app.task
+        def note() -> None: ...
+        call = note.delay()
+        assert not call.ready()  # from now on the parent listens
+        looked, looks = os.pipe()
+        next_kept = LocalReader._next_kept
+        def tell(reader):
+            row = next_kept(reader)
+            if row is None and reader._topic.endswith(".results"):
+                os.write(looks, b".")
+            return row
+        if os.fork() == 0:
+            LocalReader._next_kept = tell
+            began = time.monotonic()
+            {wait}
+            os._exit(time.monotonic() - began > 20)  # it would look again after LOOK_AGAIN
+        os.read(looked, 1)
+        worker = Worker(app)
+        worker.start()
+        _, status = os.wait()
+        worker.stop()
+        raise SystemExit(os.waitstatus_to_exitcode(status))
+    """
+
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=CHECKOUT, check=True, timeout=60)
+
+
 def test_end_of_a_forked_child_takes_nothing_from_its_parent(database: Path) -> None:
     program = f"""
         import os, sys, warnings

@@ -220,7 +220,7 @@ class FetchedMeanwhile(Waiter):
         super().__init__(may_have_missed=False)
 
     @property
-    def claimed(self) -> Delivery | None:  # type: ignore[override]
+    def claimed(self) -> Delivery | None:
         return self._left.pop() if self._left else None
 
     @claimed.setter
