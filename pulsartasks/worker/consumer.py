@@ -404,8 +404,16 @@ class Forwarder(ConsumerThreads):
     def _work(self, consumer: Consumer) -> None:
         while not self._stopping.is_set():
             delivery = consumer.receive(RECEIVE_TIMEOUT)
-            if delivery is not None and self._wait_until_due(delivery):
+            if delivery is not None:
+                self._handle(delivery)
+
+    def _handle(self, delivery: Delivery) -> None:
+        try:
+            if self._wait_until_due(delivery):
                 self._forward(delivery)
+        except BaseException:  # e.g. it could not be put back; nobody would get the message again
+            delivery.release()
+            raise
 
     def _forward(self, delivery: Delivery) -> None:
         properties = dict(delivery.properties)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
 import pytest
 
-from pulsartasks import PulsarTasks
+from pulsartasks import PulsarTasks, PulsarTasksError
+from pulsartasks.errors import BrokerUnavailableError
+from pulsartasks.message import Publication
+from pulsartasks.middleware.base import Middleware, Publish
+from pulsartasks.worker.consumer import EARLY_TICK
 from tests.conformance.conftest import BrokerUnderTest, StartProcess, Workers
 from tests.conformance.records import Record, overlapping
 from tests.services import wait_until
@@ -111,6 +116,65 @@ def test_due_calls_of_an_ordered_mode_still_run_one_at_a_time(
         task.using(countdown=0.3).delay(f"a/{number}", seconds=0.02)
 
     assert not overlapping(record.wait_for(8))
+
+
+class FaltersOnce(Middleware):
+    """Fails when a message is first sent on to `topic`: by a bug of its own, or as a broker that is away."""
+
+    def __init__(self, topic: str, error: Exception) -> None:
+        self._topic = topic
+        self._error = error
+        self.failed = False
+
+    def publish(self, publications: Sequence[Publication], call_next: Publish) -> list[str | PulsarTasksError]:
+        if publications[0].topic == self._topic and not self.failed:
+            self.failed = True
+            raise self._error
+        return call_next(publications)
+
+
+class HoldsNothingBack(Middleware):
+    """Has the first message delivered at once, as a broker whose delayed delivery is off."""
+
+    def __init__(self) -> None:
+        self._seen = False
+
+    def publish(self, publications: Sequence[Publication], call_next: Publish) -> list[str | PulsarTasksError]:
+        if not self._seen:
+            self._seen = True
+            publications = [msgspec.structs.replace(publication, deliver_at=None) for publication in publications]
+        return call_next(publications)
+
+
+def test_due_call_that_could_not_be_forwarded_runs_later(
+    acting: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    task = acting.tasks["key_shared"]
+    falters = FaltersOnce(task.topics.calls, ValueError("a bug of a middleware"))
+    acting.middleware = (falters,)
+    start_worker(acting, topics=["key_shared"])
+
+    task.using(countdown=0.2).delay("a/late")
+
+    record.wait_for(1)
+    assert falters.failed
+
+
+def test_early_call_that_could_not_be_put_back_runs_when_it_is_due(
+    acting: PulsarTasks, start_worker: Workers, record: Record
+) -> None:
+    task = acting.tasks["key_shared"]
+    called = time.time()
+    acting.middleware = (HoldsNothingBack(),)
+    task.using(countdown=2 * EARLY_TICK).delay("a/late")
+    falters = FaltersOnce(task.topics.delayed, BrokerUnavailableError("away for a moment"))
+    acting.middleware = (falters,)
+
+    start_worker(acting, topics=["key_shared"])
+
+    [run] = record.wait_for(1)
+    assert run.began >= called + 2 * EARLY_TICK
+    assert falters.failed
 
 
 def test_retries_come_after_the_eta_with_their_own_delay(
