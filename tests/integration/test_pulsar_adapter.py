@@ -268,6 +268,24 @@ def test_unknown_namespace_is_an_error_at_once(broker: Broker) -> None:
         broker.declare(nowhere, ["s"])
 
 
+def test_topic_that_found_no_thread_to_be_opened_by_is_opened_by_the_next_publish(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "pulsartasks-producer":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            broker.publish(*text(topic, "a"))
+
+    broker.publish(*text(topic, "b"), timeout=30)
+
+
 def test_idle_producers_beyond_the_bound_are_closed(pulsar_server: PulsarServer, url: str, topic: str) -> None:
     connection = Connection(PulsarSettings.parse(url))
     publisher = Publisher(connection, max_producers=2)

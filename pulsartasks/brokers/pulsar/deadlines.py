@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+import structlog
+
 T = TypeVar("T")
+
+TELL_AGAIN = 1.0
+"""Seconds after which somebody is told again of what is overdue, if that failed."""
+
+_log = structlog.get_logger("pulsartasks")
 
 
 class Deadlines(Generic[T]):
@@ -27,9 +34,9 @@ class Deadlines(Generic[T]):
         """Tell of `subject` if the block still runs at `deadline`, by the monotonic clock."""
         key = object()
         with self._changed:
-            self._under_way[key] = (deadline, subject)
             if deadline < self._looks_at:
-                self._look_at(deadline)
+                self._look_at(deadline)  # may fail, if no thread is to be had
+            self._under_way[key] = (deadline, subject)
         try:
             yield
         finally:
@@ -43,14 +50,30 @@ class Deadlines(Generic[T]):
 
     def _run(self) -> None:
         with self._changed:
-            while self._under_way or time.monotonic() < self._looks_at:
-                self._changed.wait(self._looks_at - time.monotonic())
-                now = time.monotonic()
-                under_way = list(self._under_way.items())
-                for key, (deadline, subject) in under_way:
-                    if deadline <= now:
-                        self._under_way.pop(key, None)
-                        self._overdue(subject)
-                # Whoever comes with the same patience need not wake it, so it looks once a patience, not once a call.
-                self._looks_at = min((deadline for _, (deadline, _) in under_way if deadline > now), default=now)
-            self._looks_at = math.inf
+            try:
+                while self._under_way or time.monotonic() < self._looks_at:
+                    self._changed.wait(self._looks_at - time.monotonic())
+                    # Whoever comes with the same patience need not wake it: it looks once a patience, not once a call.
+                    self._looks_at = self._look(time.monotonic())
+            finally:
+                self._looks_at = math.inf
+
+    def _look(self, now: float) -> float:
+        """Tell of what is overdue; gives when to look next."""
+        later = []
+        for key, (deadline, subject) in list(self._under_way.items()):
+            if deadline > now:
+                later.append(deadline)
+            elif self._told(subject):
+                self._under_way.pop(key, None)
+            else:
+                later.append(now + TELL_AGAIN)
+        return min(later, default=now)
+
+    def _told(self, subject: T) -> bool:
+        try:
+            self._overdue(subject)
+        except Exception:  # noqa: BLE001 - e.g. no thread is to be had; without this one nothing would ever be told of
+            _log.exception("deadline.untold")
+            return False
+        return True

@@ -79,8 +79,10 @@ class Publisher:
         if len(publications) == 1:
             self._send_alone(call)
         while waiting := call.waiting():
-            outlets = [self._enter(route) for route in waiting]
+            outlets: list[_Outlet] = []
             try:
+                for route in waiting:
+                    outlets.append(self._enter(route))  # noqa: PERF401 - if one raises, those before it are left
                 self._attempt(call, outlets, waiting)
             finally:
                 self._leave(outlets)
@@ -139,16 +141,17 @@ class Publisher:
         with self._lock:
             outlet = self._outlets.get(route)
             if outlet is None:
-                outlet = self._outlets[route] = _Outlet(
-                    *route, self.schemas.get(route[0]), self.packings.get(route[0], UNPACKED)
-                )
+                outlet = _Outlet(*route, self.schemas.get(route[0]), self.packings.get(route[0], UNPACKED))
+                # First: where no thread is to be had, nobody may wait for what will never be open.
                 _in_background(partial(self._open, outlet))
+                self._outlets[route] = outlet
             self._outlets.move_to_end(route)
             outlet.users += 1
             surplus = len(self._outlets) - self._max_producers
             unused = [each for each in self._outlets.values() if not each.users][:surplus] if surplus > 0 else []
-        for idle in unused:
-            self._discard(idle)
+        with suppress(RuntimeError):  # no thread is to be had: the next one to enter tries again
+            for idle in unused:
+                self._discard(idle)
         return outlet
 
     def _leave(self, outlets: Sequence[_Outlet]) -> None:
@@ -166,8 +169,8 @@ class Publisher:
             outlet.opening.set_result(producer)
 
     def _discard(self, outlet: _Outlet) -> None:
-        self._forget(outlet)
         _in_background(partial(outlet.close, self._connection))
+        self._forget(outlet)  # only then: where no thread is to be had, somebody must close it later
 
     def _forget(self, outlet: _Outlet) -> None:
         with self._lock:
