@@ -18,6 +18,7 @@ import pytest
 
 from pulsartasks.brokers.base import MAX_MESSAGE_SIZE, Broker, Consumer, Delivery, Packing, Reader, Subscription
 from pulsartasks.brokers.pulsar import PulsarSettings, open_broker
+from pulsartasks.brokers.pulsar import connection as module
 from pulsartasks.brokers.pulsar.connection import Connection
 from pulsartasks.brokers.pulsar.publisher import Publisher
 from pulsartasks.errors import (
@@ -936,6 +937,32 @@ def next_millisecond() -> float:
 
 
 # The broker goes and comes back
+
+
+def test_broker_that_was_silent_once_is_waited_for_again_after_a_while(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection(PulsarSettings.parse(url))
+    monkeypatch.setattr(module, "_SILENT_FOR", 0.2)
+    monkeypatch.setattr(module, "_CLOSE_TIMEOUT_AGAIN", 0.001)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "CLOSE_TIMEOUT", 0.01)
+        silence = threading.Event()
+        connection.end(silence.wait)
+        believed = time.monotonic() + 0.2
+    while time.monotonic() < believed:
+        connection.end(silence.wait)  # what is cut short says nothing of the broker
+    answers, closed = threading.Event(), threading.Event()
+    threading.Timer(0.5, answers.set).start()
+
+    def close() -> None:
+        answers.wait()
+        closed.set()
+
+    connection.end(close)
+
+    assert closed.is_set()
+    silence.set()
 
 
 @pytest.mark.slow

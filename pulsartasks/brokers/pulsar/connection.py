@@ -27,6 +27,8 @@ CLOSE_TIMEOUT = 5.0
 """Seconds that closing one thing may take; a broker that does not answer is left to find out by itself."""
 _CLOSE_TIMEOUT_AGAIN = 0.2
 """The same for the next thing, when it has just not answered."""
+_SILENT_FOR = 10.0
+"""Seconds for which a broker that did not answer is believed to answer no more."""
 
 MOVES_FOR = 10.0
 """Seconds for which a topic may be on the move before that is an error."""
@@ -53,7 +55,7 @@ class Connection:
         self._pid: int | None = None
         self._closed = False
         self._let_in = False
-        self._unanswered = False
+        self._silent_until = 0.0
         self._listen_again = 0.0
 
     @property
@@ -182,7 +184,9 @@ class Connection:
 
         What is closed one after the other, as a worker's consumers, does not wait that long each time.
         """
-        deadline = time.monotonic() + (_CLOSE_TIMEOUT_AGAIN if self._unanswered else CLOSE_TIMEOUT)
+        began = time.monotonic()
+        patient = began >= self._silent_until
+        deadline = began + (CLOSE_TIMEOUT if patient else _CLOSE_TIMEOUT_AGAIN)
         threads = []
         for closing in closings:
             thread = threading.Thread(target=self._run, args=(closing,), name="pulsartasks-close", daemon=True)
@@ -193,7 +197,10 @@ class Connection:
                 self._run(closing)
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0))
-        self._unanswered = any(thread.is_alive() for thread in threads)
+        if not any(thread.is_alive() for thread in threads):
+            self._silent_until = 0.0
+        elif patient:  # else it may just have been slow
+            self._silent_until = time.monotonic() + _SILENT_FOR
 
     def _run(self, closing: Callable[[], object]) -> None:
         here = threading.current_thread()
