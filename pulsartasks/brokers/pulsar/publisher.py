@@ -169,8 +169,8 @@ class Publisher:
             outlet.opening.set_result(producer)
 
     def _discard(self, outlet: _Outlet) -> None:
+        self._forget(outlet)
         _in_background(partial(outlet.close, self._connection))
-        self._forget(outlet)  # only then: where no thread is to be had, somebody must close it later
 
     def _forget(self, outlet: _Outlet) -> None:
         with self._lock:
