@@ -40,6 +40,7 @@ from pulsartasks.contrib.outbox_order import CommitOrder, stable_hash
 from pulsartasks.contrib.outbox_sequences import Deduplication
 from pulsartasks.errors import (
     AuthenticationError,
+    BacklogFullError,
     BrokerUnavailableError,
     ClosedError,
     ConfigurationError,
@@ -64,7 +65,10 @@ PUBLISH_TIMEOUT = 10.0
 LONGEST_REST = 10.0
 """Seconds between two tries to reach a broker or database that is away."""
 
-_TRANSIENT = (BrokerUnavailableError, PublishTimeoutError, AuthenticationError, ClosedError)
+_TRANSIENT = (OSError, AuthenticationError, BacklogFullError, ClosedError)
+"""What passes: a broker or blob store that is away is an ``OSError`` too."""
+_IN_DOUBT = (BrokerUnavailableError, PublishTimeoutError, ClosedError)
+"""What leaves open whether the message was stored."""
 
 _log = structlog.get_logger("pulsartasks")
 
@@ -245,6 +249,8 @@ class Relay:
         self._committed = threading.Event()
         self._published: set[int] = set()
         """Rows that the broker has confirmed and the database has not deleted yet."""
+        self._unsent: dict[int, str | None] = {}
+        """Rows that lose their number, as the database does not know yet: why they are parked, or None to try again."""
         self._resting: dict[str, _Rest] = {}
         self._interruptions = 0
         self._deduplication = Deduplication(app, outbox.name, outbox.shard_table)
@@ -294,16 +300,15 @@ class Relay:
 
     def _look(self, connection: sa.Connection, shards: Collection[int], stop: threading.Event) -> None:
         """Look once: publish what waits in `shards`, delete what was confirmed, wait if there was little to do."""
-        self._settle(connection, {})  # what was confirmed before the database went away
+        self._settle(connection)  # what the broker answered before the database went away
         rows = self._number(connection, self._waiting(connection, shards)) if shards else []
         by_topic: dict[str, list[_Row]] = defaultdict(list)
         for row in rows:
             by_topic[row.publication.topic].append(row)
-        parked: dict[int, str] = {}
         for topic, of_topic in by_topic.items():
             if not stop.is_set():
-                parked.update(self._publish(topic, of_topic))
-        self._settle(connection, parked)
+                self._publish(topic, of_topic)
+        self._settle(connection)
         if len(rows) < BATCH and not stop.is_set():
             self._committed.wait(self._pause() if shards else STAND_BY)
             self._committed.clear()
@@ -362,20 +367,20 @@ class Relay:
         producer = self._deduplication.producer(row.shard)
         return replace(row, publication=msgspec.structs.replace(row.publication, producer=producer, sequence=number))
 
-    def _publish(self, topic: str, rows: Sequence[_Row]) -> dict[int, str]:
-        """Send rows of one topic in their order; gives the ids of those that will never be sent, and why."""
-        parked: dict[int, str] = {}
+    def _publish(self, topic: str, rows: Sequence[_Row]) -> None:
+        """Send rows of one topic in their order, and note what became of them."""
         trouble: Exception | None = None
-        for row, answer in zip(rows, self._send(topic, rows), strict=True):
+        answers = self._send(topic, rows)
+        for row, answer in zip(rows, answers, strict=True):
             if isinstance(answer, str):
                 self._published.add(row.id)
-            elif isinstance(answer, _TRANSIENT):
+            elif _passes(answer):
                 trouble = trouble or answer
             else:
-                parked[row.id] = f"{type(answer).__name__}: {answer}"
-                _log.error("outbox.parked", outbox=self._outbox.name, topic=topic, row=row.id, error=parked[row.id])
+                error = self._unsent[row.id] = f"{type(answer).__name__}: {answer}"
+                _log.error("outbox.parked", outbox=self._outbox.name, topic=topic, row=row.id, error=error)
+        self._unsent.update(dict.fromkeys(_overtaken(rows, answers)))
         self._note(topic, trouble)
-        return parked
 
     def _send(self, topic: str, rows: Sequence[_Row]) -> Sequence[str | Exception]:
         """For each row the id of its message, or why it has none."""
@@ -384,28 +389,36 @@ class Relay:
         except PulsarTasksError as error:
             return [error] * len(rows)
         except Exception as error:  # noqa: BLE001 - such as an instant that the client cannot express: find the row
-            return [error] if len(rows) == 1 else [answer for row in rows for answer in self._send(topic, [row])]
+            if len(rows) == 1:
+                return [error]
+            answers: list[str | Exception] = []
+            for row in rows:  # what is behind one that has to wait waits too: it would use up the number of that one
+                waits = answers and _passes(answers[-1])
+                answers += answers[-1:] if waits else self._send(topic, [row])
+            return answers
 
     def _note(self, topic: str, trouble: Exception | None) -> None:
         """Leave a topic that is out of reach alone for a while, so that the others go on."""
         if trouble is None:
             self._resting.pop(topic, None)
             return
+        self._unsure = True  # a row that is seen only now may have a smaller id than those that have their numbers
         failures = self._resting[topic].failures + 1 if topic in self._resting else 0
         delay = backoff(failures, factor=POLL, maximum=LONGEST_REST)
         self._resting[topic] = _Rest(failures, until=time.monotonic() + delay)
         _log.warning("outbox.delayed", outbox=self._outbox.name, topic=topic, error=str(trouble), delay=delay)
 
-    def _settle(self, connection: sa.Connection, parked: dict[int, str]) -> None:
-        """Delete what the broker has confirmed, and mark what it refused."""
-        if not self._published and not parked:
+    def _settle(self, connection: sa.Connection) -> None:
+        """Delete what the broker has confirmed, mark what it refused, and take away numbers that are used up."""
+        if not self._published and not self._unsent:
             return
         table = self._outbox.table
         with connection.begin():
             connection.execute(table.delete().where(table.c.id.in_(self._published)))
-            for row_id, error in parked.items():
+            for row_id, error in self._unsent.items():
                 connection.execute(table.update().where(table.c.id == row_id).values(error=error, sequence_id=None))
         self._published.clear()
+        self._unsent.clear()
 
     def _pause(self) -> float:
         """Seconds until the next look: sooner when a topic's rest ends, later while what rests makes looking costly."""
@@ -438,6 +451,25 @@ class _Row:
     number: int | None
     """Where the broker deduplicates: stored with the row before the first try to send it."""
     publication: Publication
+
+
+def _passes(answer: str | Exception) -> bool:
+    """Whether the row is to be sent again later; not for just any ``OSError``, such as a middleware's missing file."""
+    return isinstance(answer, PulsarTasksError) and isinstance(answer, _TRANSIENT)
+
+
+def _overtaken(rows: Sequence[_Row], answers: Sequence[str | Exception]) -> Iterator[int]:
+    """The ids of rows that were not stored while one behind them was, or may have been.
+
+    Their numbers are used up: the broker would take them for what it has. What is in doubt keeps its number. A producer
+    is answered in order, so nothing that came to the same partition was confirmed behind it.
+    """
+    ahead: set[int] = set()
+    for row, answer in zip(reversed(rows), reversed(answers), strict=True):
+        if isinstance(answer, (str, *_IN_DOUBT)):
+            ahead.add(row.shard)
+        elif row.shard in ahead and _passes(answer):
+            yield row.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ class Shop:
 
         def enough() -> bool:
             while delivery := consumer.receive(0.05):
-                arrived.append(msgspec.json.decode(delivery.value, type=Order))
+                value = self.app.claims.fetch(delivery.value, delivery.properties)
+                arrived.append(msgspec.json.decode(value, type=Order))
                 delivery.acknowledge()
             return len(set(arrived)) >= count
 
@@ -185,7 +186,7 @@ def killed_before_deletion(shop: Shop) -> tuple[list[Order], list[Order]]:
 class _DyingRelay(Relay):
     """Is killed in the moment between the broker's confirmation and the deletion."""
 
-    def _settle(self, connection: sa.Connection, parked: dict[int, str]) -> None:
+    def _settle(self, connection: sa.Connection) -> None:
         if self._published:
             os.kill(os.getpid(), signal.SIGKILL)
 

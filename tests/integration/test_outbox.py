@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -16,15 +18,19 @@ from structlog.testing import capture_logs
 
 from pulsartasks import group
 from pulsartasks.brokers.base import MAX_MESSAGE_SIZE
+from pulsartasks.claims import ClaimCheck
 from pulsartasks.contrib import sqlalchemy as contrib
+from pulsartasks.contrib.blobs import BlobStoreUnavailableError
 from pulsartasks.contrib.sqlalchemy import BATCH, Outbox
 from pulsartasks.errors import (
     AuthorizationError,
     BrokerUnavailableError,
     ConfigurationError,
     InvalidArgumentsError,
+    PulsarTasksError,
 )
-from pulsartasks.message import TASK_ID
+from pulsartasks.message import TASK_ID, Publication
+from pulsartasks.middleware.base import Middleware, Publish
 from tests.integration.shop import Order, Shop, killed_before_deletion, numbers_by_key, orders, relay_process, running
 from tests.services import PulsarServer, free_ports, wait_until
 
@@ -373,6 +379,70 @@ def test_rows_that_were_numbered_come_before_those_that_were_not(shop: Shop) -> 
         assert [order.number for order in shop.receive(3)] == [1, 2, 0]
 
 
+def test_row_released_while_others_wait_for_the_broker_makes_it_drop_none_of_them(shop: Shop) -> None:
+    """It has the smallest id and no number; sent first it would get one above those of the rows that wait."""
+    topic = shop.ordered.full_name
+    with running(shop.relay()):
+        shop.send(Order("a", 1))
+        shop.receive(1)
+        shop.app.failures[topic] = AuthorizationError("may not produce")
+        shop.send(Order("a", 2))
+        wait_until(lambda: [row for row in shop.rows() if row.error], "not parked")
+        shop.app.failures[topic] = BrokerUnavailableError("away")
+        shop.send(Order("a", 3))
+        wait_until(lambda: shop.rows()[-1].sequence_id is not None, "not numbered")
+        with Session(shop.engine) as session, session.begin():
+            assert shop.outbox.release(session) == 1
+        shop.app.failures.clear()
+
+        assert [order.number for order in shop.receive(2)] == [3, 2]
+
+
+def test_row_committed_late_while_others_wait_for_the_broker_makes_it_drop_none_of_them(postgres_shop: Shop) -> None:
+    """Without a key it keeps its id, which is smaller than those of rows that have their numbers already."""
+    shop = Shop(postgres_shop.database_url, postgres_shop.broker_url)
+    shop.outbox.shards = 1
+    with running(shop.relay()):
+        shop.send(Order(None, 1))
+        shop.receive(1)
+        shop.app.failures[shop.ordered.full_name] = BrokerUnavailableError("away")
+        with Session(shop.engine) as late, late.begin():
+            shop.outbox.add(late, shop.ordered.s(Order(None, 2)))
+            shop.send(Order(None, 3))
+            wait_until(lambda: shop.rows()[-1].sequence_id is not None, "not numbered")
+        shop.app.failures.clear()
+
+        assert [order.number for order in shop.receive(2)] == [3, 2]
+    shop.close()
+
+
+class _ReluctantBlobs:
+    """A blob store that is away at first."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, bytes] = {}
+        self.tries = 0
+
+    def put(self, key: str, data: bytes, content_type: str = "") -> None:
+        self.tries += 1
+        if self.tries == 1:
+            raise BlobStoreUnavailableError("away")
+        self._blobs[key] = data
+
+    def get(self, key: str) -> Any:
+        return SimpleNamespace(data=self._blobs[key])
+
+
+def test_row_whose_payload_could_not_be_stored_is_not_dropped_for_the_one_behind_it(shop: Shop) -> None:
+    """That one was sent under a higher number, so the first gets another."""
+    shop.app.claims = ClaimCheck(_ReluctantBlobs(), above=1000)
+    shop.send(Order("a", 1, text="x" * 2000), Order("a", 2))
+
+    with running(shop.relay()):
+        assert [order.number for order in shop.receive(2)] == [2, 1]
+        shop.wait_until_empty()
+
+
 def test_relays_killed_while_they_work_lose_nothing(shop: Shop) -> None:
     """Three are killed, one after the other, amid a stream of rows."""
     sent: list[Order] = []
@@ -459,6 +529,41 @@ def test_row_that_the_client_chokes_on_is_parked_and_the_others_go_on(shop: Shop
         wait_until(lambda: [row.id for row in shop.rows()] == [second.id], "the bad row is not alone")
 
     assert shop.rows()[0].error is not None
+
+
+class _TwoTroubles(Middleware):
+    """Chokes on the first that is sent, and then finds no broker, for one call each."""
+
+    def __init__(self) -> None:
+        self._calls = itertools.count(1)
+
+    def publish(self, publications: Sequence[Publication], call_next: Publish) -> list[str | PulsarTasksError]:
+        call = next(self._calls)
+        if call == 1:
+            raise ZeroDivisionError
+        return [BrokerUnavailableError("away") for _ in publications] if call == 2 else call_next(publications)
+
+
+def test_broker_that_goes_away_while_a_bad_row_is_looked_for_drops_none(shop: Shop) -> None:
+    """The rows are then sent one by one, and those behind one that has to wait do as well."""
+    shop.app.middleware = (_TwoTroubles(),)
+    shop.send(*(Order("a", number) for number in range(3)))
+
+    with running(shop.relay()):
+        assert [order.number for order in shop.receive(3)] == [0, 1, 2]
+
+
+def test_rows_wait_for_a_topic_that_is_full(
+    database_url: str, broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contrib, "PUBLISH_TIMEOUT", 0.1)
+    for shop in _open(Shop(database_url, f"{broker_url}?max_backlog=1")):
+        with capture_logs() as logs, running(shop.relay()):
+            shop.send(Order("a", 1))
+            shop.wait_until_empty()
+            shop.send(Order("a", 2))
+            wait_until(lambda: any(entry["event"] == "outbox.delayed" for entry in logs), "no attempt")
+            assert [order.number for order in shop.receive(2)] == [1, 2]
 
 
 def test_refused_row_is_parked_until_it_is_released(shop: Shop) -> None:
