@@ -19,7 +19,7 @@ import structlog
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.beat.leadership import WITHIN, Leadership, LeadershipLostError, Seen, Sending
-from pulsartasks.errors import AuthenticationError, ClosedError, PulsarTasksError
+from pulsartasks.errors import AuthenticationError, BacklogFullError, ClosedError, PulsarTasksError
 from pulsartasks.message import TASK_ID, TICK, Publication
 from pulsartasks.results.base import text_of
 from pulsartasks.schedule import LATE, Entry, due, from_milliseconds, to_milliseconds
@@ -32,7 +32,7 @@ AGAIN = 5.0
 CLOCKS = 1.0
 """Seconds by which a message may bear an earlier time than one that was confirmed before it was sent."""
 
-_TRANSIENT = (OSError, AuthenticationError, ClosedError)
+_TRANSIENT = (OSError, AuthenticationError, BacklogFullError, ClosedError)
 """What passes: a broker or blob store that is away is an ``OSError`` too."""
 
 _log = structlog.get_logger("pulsartasks")
@@ -48,8 +48,8 @@ class Term:
         self._sending = {name: each for name, each in leadership.record.sending.items() if name in app.scheduled}
         self._upcoming: dict[str, datetime] = {}
         """The next tick of each entry."""
-        self._deduplicated: dict[str, bool] = {}
-        """Of each topic, whether the broker drops what it has already."""
+        self._deduplicated: dict[tuple[str, bool], bool] = {}
+        """Of each topic, and what has a key or none, whether the broker drops what it has already."""
         self._begun = dict.fromkeys(self._sending, leadership.written_at)
         """When it was written down that the ticks of `_sending` are going to be sent."""
         self._clear = {name: time.monotonic() + self._hold(name) for name in self._sending}
@@ -132,7 +132,7 @@ class Term:
             _log.exception("tick.refused", tick=name)
             return None
         topic = ticks[0].topic
-        if self._is_deduplicated(topic):
+        if all(self._is_deduplicated(tick) for tick in ticks):
             producer = self._producer(name)
             return [
                 msgspec.structs.replace(tick, producer=producer, sequence=instant)
@@ -153,23 +153,30 @@ class Term:
                 found.add(delivery.properties.get(TICK, ""))
             return found
 
-    def _is_deduplicated(self, topic: str) -> bool:
-        """Whether the broker drops what it has already; the topic exists from then on."""
-        if topic not in self._deduplicated:
+    def _is_deduplicated(self, tick: Publication) -> bool:
+        """Whether the broker drops it if it has it already; its topic exists from then on."""
+        topic, keyed = tick.topic, tick.key is not None
+        if (topic, keyed) not in self._deduplicated:
             self._app.declare(topic)
             try:
-                self._deduplicated[topic] = self._app.broker.deduplicates(topic)
+                deduplicated = self._app.broker.deduplicates(topic) and (keyed or self._is_whole(topic))
             except PulsarTasksError:  # nobody who may say so is there
-                self._deduplicated[topic] = False
-        return self._deduplicated[topic]
+                deduplicated = False
+            self._deduplicated[topic, keyed] = deduplicated
+        return self._deduplicated[topic, keyed]
+
+    def _is_whole(self, topic: str) -> bool:
+        """Each partition knows only what came to it, and what has no key goes to another one when it is sent again."""
+        state = self._app.broker.inspect(topic)
+        return state is not None and not state.partitions
 
     def _hold(self, name: str) -> float:
         """Seconds until it can be found out what became of an entry's ticks."""
         try:
-            topic = self._app.scheduled[name].call.publication().topic
+            tick = self._app.scheduled[name].call.publication()
         except Exception:  # noqa: BLE001 - it cannot be made, as `_ticks` will tell
             return 0.0
-        return 0.0 if self._is_deduplicated(topic) else HOLD
+        return 0.0 if self._is_deduplicated(tick) else HOLD
 
     def _producer(self, name: str) -> str:
         return f"{self._app.name}.beat.{name}"

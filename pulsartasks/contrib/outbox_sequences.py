@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import sqlalchemy as sa
 import structlog
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.errors import PulsarTasksError
+
+Coverage: TypeAlias = Literal["all", "keyed", "nothing"]
 
 ASK_AGAIN = 60.0
 """Seconds until a broker that does not say whether it deduplicates is asked again."""
@@ -29,32 +32,43 @@ class Deduplication:
         self._app = app
         self._name = name
         self._shard_table = shard_table
-        self._answers: dict[str, tuple[bool | None, float]] = {}
-        """By topic, None where there was none, and until when (monotonic seconds) it counts."""
+        self._answers: dict[str, tuple[bool | None, Coverage, float]] = {}
+        """By topic: what the broker said, what follows, and until when (monotonic seconds) that counts."""
 
-    def covers(self, topic: str) -> bool:
-        """Whether what is sent to `topic`, which exists from then on, is to be numbered.
+    def covers(self, topic: str) -> Coverage:
+        """What of that which is sent to `topic`, which exists from then on, is to be numbered.
 
-        It is unless the broker says that it does not deduplicate: where nobody who knows can be asked, e.g. while the
-        broker starts, numbers do no harm, and a row that was sent before is recognised only by its number.
+        All is, or what has a key, unless the broker says that it does not deduplicate: where nobody who knows can be
+        asked, e.g. while the broker starts, such numbers do no harm, and a row that was sent before is recognised only
+        by its number.
 
         Raises:
             PulsarTasksError: the topic is out of reach.
         """
-        known, until = self._answers.get(topic, (None, 0.0))
+        known, coverage, until = self._answers.get(topic, (None, "nothing", 0.0))
         if time.monotonic() < until:
-            return known is not False
+            return coverage
         self._app.declare(topic)
-        answer: bool | None
+        answer: bool | None = None
+        coverage, until = "keyed", float("inf")
         try:
-            answer, until = self._app.broker.deduplicates(topic), float("inf")
+            answer = self._app.broker.deduplicates(topic)
+            coverage = self._where_deduplicated(topic) if answer else "nothing"
         except PulsarTasksError:
-            answer, until = None, time.monotonic() + ASK_AGAIN
+            until = time.monotonic() + ASK_AGAIN
         if topic not in self._answers or answer is not known:
             delivery = "effectively once" if answer else "at least once"
             _log.info("outbox.reached", outbox=self._name, topic=topic, delivery=delivery)
-        self._answers[topic] = (answer, until)
-        return answer is not False
+        self._answers[topic] = (answer, coverage, until)
+        return coverage
+
+    def _where_deduplicated(self, topic: str) -> Coverage:
+        """Each partition knows the last number that came to it, and what has no key goes to any of them.
+
+        Sent again under its number, it may come to one that has a higher number and drops it, though nobody has it.
+        """
+        state = self._app.broker.inspect(topic)
+        return "all" if state is not None and not state.partitions else "keyed"
 
     def producer(self, shard: int) -> str:
         """The name under which all relays of a shard publish; with the app's, as others may have such an outbox."""

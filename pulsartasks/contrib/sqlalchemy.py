@@ -37,7 +37,7 @@ from typing_extensions import ParamSpec
 from pulsartasks.app import PulsarTasks
 from pulsartasks.canvas import Canvas
 from pulsartasks.contrib.outbox_order import CommitOrder, stable_hash
-from pulsartasks.contrib.outbox_sequences import Deduplication
+from pulsartasks.contrib.outbox_sequences import Coverage, Deduplication
 from pulsartasks.errors import (
     AuthenticationError,
     BacklogFullError,
@@ -344,24 +344,22 @@ class Relay:
 
     def _number(self, connection: sa.Connection, rows: Sequence[_Row]) -> list[_Row]:
         """The rows as they are to be published, without those of topics that are out of reach."""
-        covered: dict[str, bool] = {}
+        covered: dict[str, Coverage] = {}
         for topic in dict.fromkeys(row.publication.topic for row in rows):
             try:
                 covered[topic] = self._deduplication.covers(topic)
             except _TRANSIENT as error:
                 self._note(topic, error)
             except PulsarTasksError:
-                covered[topic] = False  # publishing will say what is wrong
+                covered[topic] = "nothing"  # publishing will say what is wrong
+        rows = [row for row in rows if row.publication.topic in covered]
+        counted = {row.id for row in rows if row.counts(covered[row.publication.topic])}
         new: dict[int, list[int]] = defaultdict(list)
         for row in rows:
-            if row.number is None and covered.get(row.publication.topic):
+            if row.number is None and row.id in counted:
                 new[row.shard].append(row.id)
         numbers = self._deduplication.number(connection, self._outbox.table, new) if new else {}
-        return [
-            self._named(row, numbers.get(row.id, row.number)) if covered[row.publication.topic] else row
-            for row in rows
-            if row.publication.topic in covered
-        ]
+        return [self._named(row, numbers.get(row.id, row.number)) if row.id in counted else row for row in rows]
 
     def _named(self, row: _Row, number: int | None) -> _Row:
         producer = self._deduplication.producer(row.shard)
@@ -451,6 +449,10 @@ class _Row:
     number: int | None
     """Where the broker deduplicates: stored with the row before the first try to send it."""
     publication: Publication
+
+    def counts(self, coverage: Coverage) -> bool:
+        """Whether the broker is to be told its number."""
+        return coverage == "all" or (coverage == "keyed" and self.publication.key is not None)
 
 
 def _passes(answer: str | Exception) -> bool:

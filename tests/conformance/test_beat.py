@@ -19,7 +19,7 @@ from pulsartasks.beat.beat import Beat
 from pulsartasks.beat.forwarding import Forwarding
 from pulsartasks.beat.leadership import Leadership, LeadershipLostError, Record, Seen, Sending, log_topic, read_newest
 from pulsartasks.beat.term import Term
-from pulsartasks.errors import PublishTimeoutError, PulsarTasksError, SubscriptionBusyError
+from pulsartasks.errors import BacklogFullError, PublishTimeoutError, PulsarTasksError, SubscriptionBusyError
 from pulsartasks.message import TICK, Publication, tick_id
 from pulsartasks.middleware.base import Middleware, Publish
 from tests.conformance import schedules
@@ -160,7 +160,8 @@ def test_an_entry_that_cannot_be_sent_does_not_hold_up_the_others(app: PulsarTas
 class Unconfirmed(Middleware):
     """Nobody is told that some ticks were stored, if they were."""
 
-    def __init__(self, *, stored: bool) -> None:
+    def __init__(self, error: PulsarTasksError, *, stored: bool) -> None:
+        self._error = error
         self._stored = stored
         self._left = 2
 
@@ -169,18 +170,22 @@ class Unconfirmed(Middleware):
             return call_next(publications)
         self._left -= 1
         outcomes = call_next([p for p in publications if self._stored or not p.properties[TICK].startswith("bad")])
-        return [
-            PublishTimeoutError("nobody knows") if p.properties[TICK].startswith("bad") else outcomes[-1]
-            for p in publications
-        ]
+        return [self._error if p.properties[TICK].startswith("bad") else outcomes[-1] for p in publications]
 
 
-@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(
+    ("error", "stored"),
+    [
+        (PublishTimeoutError("nobody knows"), False),
+        (PublishTimeoutError("nobody knows"), True),
+        (BacklogFullError("later"), False),
+    ],
+)
 def test_a_tick_that_was_not_confirmed_is_stored_once_and_holds_up_no_other_entry(
-    stored: bool, broker: BrokerUnderTest, name: str, monkeypatch: pytest.MonkeyPatch
+    error: PulsarTasksError, stored: bool, broker: BrokerUnderTest, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(term_module, "AGAIN", 0.1)
-    app = PulsarTasks(name, broker.url, middleware=[Unconfirmed(stored=stored)])
+    app = PulsarTasks(name, broker.url, middleware=[Unconfirmed(error, stored=stored)])
 
     @app.task
     def purge(what: str) -> None: ...

@@ -49,18 +49,20 @@ class FailingApp(PulsarTasks):
 class Shop:
     """A small application: a database with an outbox, an event topic, and somebody who reads it."""
 
-    def __init__(self, database_url: str, broker_url: str, *, topic: str = "shop.ordered") -> None:
+    def __init__(self, database_url: str, broker_url: str, *, topic: str = "shop.ordered", partitions: int = 0) -> None:
         self.database_url = database_url
         self.broker_url = broker_url
         self.metadata = sa.MetaData()
         self.outbox = Outbox(self.metadata)
         self.engine = sa.create_engine(database_url)
         self.app = FailingApp("shop", broker_url)
-        self.ordered = self.add_topic(topic)
+        self.ordered = self.add_topic(topic, partitions)
         self._consumers: dict[str, Consumer] = {}
 
-    def add_topic(self, name: str) -> Topic[Order]:
-        return self.app.topic(name, schema=Order, key=lambda order: order.key, subscriptions=[READER])
+    def add_topic(self, name: str, partitions: int = 0) -> Topic[Order]:
+        return self.app.topic(
+            name, schema=Order, key=lambda order: order.key, subscriptions=[READER], partitions=partitions
+        )
 
     def send(self, *orders: Order, topic: Topic[Order] | None = None) -> None:
         """Commits orders in one transaction."""

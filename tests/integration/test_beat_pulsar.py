@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from datetime import datetime, timezone
@@ -12,9 +13,11 @@ from uuid import uuid4
 
 import pytest
 
-from pulsartasks import PulsarTasks
+from pulsartasks import PulsarTasks, every
+from pulsartasks.beat import term as term_module
 from pulsartasks.beat.leadership import Leadership, Seen, Sending, log_topic, read_newest
 from pulsartasks.beat.term import HOLD, Term
+from pulsartasks.clock import FrozenClock
 from tests.conformance import schedules
 from tests.conformance.processes import WorkerProcess
 from tests.conformance.schedules import Ticks, watching
@@ -36,6 +39,12 @@ def ticks(app: PulsarTasks) -> Iterator[Ticks]:
     task = app.tasks["often"]
     with watching(app, task.topics.calls, task.subscription) as found:
         yield found
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture
@@ -115,6 +124,42 @@ def test_ticks_go_on_while_their_log_and_their_topic_move(
 
 def _instant(copy: WorkerProcess, event: str) -> datetime:
     return datetime.fromisoformat(copy.logged(event)[0]["timestamp"]).astimezone(timezone.utc)
+
+
+def test_tick_without_a_key_that_was_sent_before_is_found_whichever_partition_has_it(
+    app: PulsarTasks, pulsar_server: PulsarServer, monkeypatch: pytest.MonkeyPatch, stack: ExitStack
+) -> None:
+    """Each partition would know only its own. The leader is killed after it had sent the ticks of ten entries."""
+    monkeypatch.setattr(term_module, "HOLD", 0.0)
+    app = stack.enter_context(closing(PulsarTasks(f"{app.name}d", app.broker_url)))
+    topic = app.topic("divided", schema=dict, subscriptions=("s",), partitions=4)
+    for number in range(10):
+        app.schedule(f"entry-{number}", every(3600.0), topic.s({}))
+    app.declare(topic.full_name)
+    pulsar_server.admin("POST", f"{topic.full_name.replace('://', '/')}/deduplicationEnabled", True)
+    wait_until(lambda: app.broker.deduplicates(topic.full_name), "the policy is not in force")
+    app.clock = clock = FrozenClock(datetime(2026, 6, 1, 12, tzinfo=timezone.utc))
+
+    with watching(app, topic.full_name, "s") as ticks:
+        with monkeypatch.context() as death, closing(Leadership.take(app)) as leadership:
+            with closing(Term(app, leadership)) as term, pytest.raises(KeyboardInterrupt):
+                term.round()
+                clock.move(3600)
+                term.round()
+                clock.move(3600)
+                death.setattr(Term, "_settle", _die)
+                term.round()
+        with closing(Leadership.take(app)) as leadership, closing(Term(app, leadership)) as term:
+            term.round()
+            assert not read_newest(app).sending
+
+        assert Counter(tick.partition("@")[0] for tick in ticks.look(20, timeout=1.0)) == dict.fromkeys(
+            app.scheduled, 2
+        )
+
+
+def _die(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_where_the_broker_deduplicates_a_tick_in_doubt_is_sent_at_once_and_stored_once(

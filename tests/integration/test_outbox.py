@@ -387,7 +387,7 @@ def test_row_released_while_others_wait_for_the_broker_makes_it_drop_none_of_the
         shop.receive(1)
         shop.app.failures[topic] = AuthorizationError("may not produce")
         shop.send(Order("a", 2))
-        wait_until(lambda: [row for row in shop.rows() if row.error], "not parked")
+        wait_until(lambda: any(row.error for row in shop.rows()), "not parked")
         shop.app.failures[topic] = BrokerUnavailableError("away")
         shop.send(Order("a", 3))
         wait_until(lambda: shop.rows()[-1].sequence_id is not None, "not numbered")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -14,7 +15,7 @@ from pulsartasks.brokers.base import Subscription
 from pulsartasks.contrib.sqlalchemy import BATCH
 from pulsartasks.errors import BrokerUnavailableError
 from pulsartasks.message import Publication
-from tests.integration.shop import READER, Shop, killed_before_deletion, orders, running
+from tests.integration.shop import READER, Order, Shop, killed_before_deletion, orders, running
 from tests.services import LOOPBACK, PulsarServer, free_ports, wait_until
 
 
@@ -31,6 +32,10 @@ def shop(tmp_path: Path, pulsar_server: PulsarServer) -> Iterator[Shop]:
 
 @pytest.fixture
 def deduplicating(shop: Shop, pulsar_server: PulsarServer) -> Shop:
+    return _deduplicated(shop, pulsar_server)
+
+
+def _deduplicated(shop: Shop, pulsar_server: PulsarServer) -> Shop:
     topic = shop.ordered.full_name
     pulsar_server.admin("POST", f"{topic.replace('://', '/')}/deduplicationEnabled", True)
     wait_until(lambda: shop.app.broker.deduplicates(topic), "the policy is not in force")
@@ -64,6 +69,34 @@ def test_nothing_is_sent_again_though_nobody_says_that_the_broker_deduplicates(d
 
     assert Counter(arrived) == Counter(sent)
     assert [entry["delivery"] for entry in logs if entry["event"] == "outbox.reached"] == ["at least once"]
+
+
+def test_row_without_a_key_is_not_dropped_by_a_partition_that_has_a_higher_number(
+    shop: Shop, pulsar_server: PulsarServer
+) -> None:
+    """A killed relay left it with its number, and the partitions have rows that were sent behind it."""
+    divided = Shop(shop.database_url, shop.broker_url, topic=f"{shop.ordered.name}-divided", partitions=2)
+    divided.outbox.shards = 1
+    divided.app.declare(divided.ordered.full_name)
+    _deduplicated(divided, pulsar_server)
+    divided.send(*(Order(None, number) for number in range(4)), *orders(4, start=4))
+    table = divided.outbox.table
+    with divided.engine.begin() as connection:
+        connection.execute(table.update().where(table.c.key.is_(None)).values(sequence_id=table.c.id))
+    producer = f"{divided.app.name}.{divided.outbox.name}-0"
+    behind = [
+        Publication(divided.ordered.full_name, msgspec.json.encode(Order(None, n)), producer=producer, sequence=n)
+        for n in (8, 9)
+    ]
+    stored = divided.app.broker.publish_many(behind)
+    assert {str(message_id).split(":")[2] for message_id in stored} == {"0", "1"}, "a partition has none"
+
+    with running(divided.relay()):
+        arrived = divided.receive(10)
+        divided.wait_until_empty()
+    divided.close()
+
+    assert {order.number for order in arrived} == set(range(10))
 
 
 def test_stand_by_in_another_process_takes_over_the_names(deduplicating: Shop) -> None:
