@@ -17,13 +17,14 @@ from __future__ import annotations
 import fcntl
 import itertools
 import math
+import os
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, Protocol, TypeAlias, TypeVar
+from typing import IO, Any, Concatenate, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -532,7 +533,7 @@ def _claim_in_sqlite(outbox: Outbox, connection: sa.Connection) -> Iterator[Call
     path = database[2] if database else ""
     if not path:
         raise ConfigurationError(f"outbox {outbox.name!r}: a relay needs a database in a file, not one in memory")
-    with open(f"{path}-{outbox.name}.lock", "a") as file:  # noqa: PTH123 - the database's name with a suffix
+    with _lock_file(f"{path}-{outbox.name}.lock") as file:
         held = False
 
         def claim() -> Collection[int]:
@@ -547,6 +548,30 @@ def _claim_in_sqlite(outbox: Outbox, connection: sa.Connection) -> Iterator[Call
 
         yield claim
 
+
+_lock_files: set[IO[str]] = set()
+
+
+@contextmanager
+def _lock_file(path: str) -> Iterator[IO[str]]:
+    """An open file, whose lock ends with the block, and with this process."""
+    with open(path, "a") as file:  # noqa: PTH123 - the database's name with a suffix
+        _lock_files.add(file)
+        try:
+            yield file
+        finally:
+            _lock_files.discard(file)
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _let_go() -> None:
+    for file in _lock_files:
+        file.close()
+    _lock_files.clear()
+
+
+# A forked child would hold the locks as well, and beyond the end of this process.
+os.register_at_fork(after_in_child=_let_go)
 
 _CLAIMS = {"postgresql": _claim_in_postgresql, "sqlite": _claim_in_sqlite}
 """By dialect: how the shards are claimed that are free; they stay this relay's until the context ends."""

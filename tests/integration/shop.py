@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -193,8 +194,22 @@ class _DyingRelay(Relay):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _relay_in_this_process(database_url: str, broker_url: str, topic: str, how: str = "") -> None:
+def _leave_a_child(shop: Shop, note: Path) -> None:
+    """Relay until the outbox is empty, fork, and be killed; `note` says which process the child is."""
+    threading.Thread(target=shop.relay().run, args=[threading.Event()], daemon=True).start()
+    shop.wait_until_empty()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(120)
+        signal.pause()
+    note.write_text(str(child))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _relay_in_this_process(database_url: str, broker_url: str, topic: str, how: str = "", note: str = "") -> None:
     shop = Shop(database_url, broker_url, topic=topic)
+    if how == "leaves-a-child":
+        _leave_a_child(shop, Path(note))
     kind: Callable[[Outbox, PulsarTasks, sa.Engine], Relay] = _DyingRelay if how else Relay
     kind(shop.outbox, shop.app, shop.engine).run(threading.Event())
 

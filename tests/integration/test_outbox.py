@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -337,6 +339,21 @@ def test_stand_by_takes_over_from_a_relay_that_stops(shop: Shop) -> None:
         shop.send(Order("a", 2))
         assert shop.receive(1) == [Order("a", 2)]
     other.dispose()
+
+
+def test_child_that_a_killed_relay_has_forked_does_not_keep_its_claim(tmp_path: Path, broker_url: str) -> None:
+    """To a database in SQLite."""
+    note = tmp_path / "child"
+    for shop in _open(Shop(f"sqlite:///{tmp_path}/shop.db", broker_url)):
+        shop.send(Order("a", 1))
+        with relay_process(shop, "leaves-a-child", str(note)) as process:
+            assert process.wait(60) == -signal.SIGKILL
+        try:
+            shop.send(Order("a", 2))
+            with running(shop.relay()):
+                assert [order.number for order in shop.receive(2)] == [1, 2]
+        finally:
+            os.kill(int(note.read_text()), signal.SIGKILL)
 
 
 def test_relay_can_run_again_after_it_stopped(shop: Shop) -> None:
