@@ -236,7 +236,7 @@ class PulsarBroker(Broker):
         """
         if not all(is_persistent(topic) for topic in subscription.topics):
             return max(subscription.prefetch, NON_PERSISTENT_QUEUE)
-        queues = max(len(self._partitions(topic)) for topic in subscription.topics)
+        queues = max(1, *(len(self._partitions(topic)) for topic in subscription.topics))  # a closed client says 0
         return max(1, math.ceil(subscription.prefetch / queues))  # 0 loses messages of other clients' batches
 
     def _partitions(self, topic: str) -> list[str]:

@@ -105,7 +105,7 @@ class PulsarConsumer(Consumer):
         self._give_up()
         fresh = self._connection.keep(self._subscribe())
         self._consumer, self._source = fresh, (fresh, self._session)
-        self._renewing = False
+        self._renewing = False  # last, for whoever has just found the former one closed
         if self._closed:  # while it was opened
             self._give_up()
 
@@ -137,7 +137,7 @@ class PulsarConsumer(Consumer):
                 self._connection.lost()
             return None
         except pulsar.AlreadyClosed:
-            if self._renewing and not self._closed:
+            if not self._closed and (self._renewing or consumer is not self._consumer):
                 time.sleep(wait / 1000)
                 return None
             raise ClosedError("the consumer was closed") from None
