@@ -149,7 +149,7 @@ class Publisher:
             outlet.users += 1
             surplus = len(self._outlets) - self._max_producers
             unused = [each for each in self._outlets.values() if not each.users][:surplus] if surplus > 0 else []
-        with suppress(RuntimeError):  # no thread is to be had: the next one to enter tries again
+        with suppress(RuntimeError):  # no thread is to be had: it stays open until the client is closed
             for idle in unused:
                 self._discard(idle)
         return outlet
