@@ -49,7 +49,6 @@ class PulsarConsumer(Consumer):
         """How often it has parted."""
         self._source = self._consumer, 0
         """What to receive from, and the session of what comes: both are changed at once."""
-        self._renewing = False
         self._on_close = on_close
         self._names = TopicNames()
         self._progress = Progress()
@@ -101,11 +100,9 @@ class PulsarConsumer(Consumer):
 
     def renew(self) -> None:
         # `redeliver_unacknowledged_messages` would bring it behind what is in the client's queue already.
-        self._renewing = True
         self._give_up()
         fresh = self._connection.keep(self._subscribe())
         self._consumer, self._source = fresh, (fresh, self._session)
-        self._renewing = False  # last, for whoever has just found the former one closed
         if self._closed:  # while it was opened
             self._give_up()
 
@@ -137,7 +134,7 @@ class PulsarConsumer(Consumer):
                 self._connection.lost()
             return None
         except pulsar.AlreadyClosed:
-            if not self._closed and (self._renewing or consumer is not self._consumer):
+            if not self._closed and session != self._session:  # another one takes its place, or has
                 time.sleep(wait / 1000)
                 return None
             raise ClosedError("the consumer was closed") from None
