@@ -240,3 +240,7 @@ class Terminate(BaseException):
 
     An ``async def`` task is cancelled instead, as asyncio does it.
     """
+
+
+TRANSIENT = (OSError, AuthenticationError, BacklogFullError, ClosedError)
+"""What passes, of the errors above: a broker or blob store that is away is an ``OSError`` too."""

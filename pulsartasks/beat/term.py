@@ -19,7 +19,7 @@ import structlog
 
 from pulsartasks.app import PulsarTasks
 from pulsartasks.beat.leadership import WITHIN, Leadership, LeadershipLostError, Seen, Sending
-from pulsartasks.errors import AuthenticationError, BacklogFullError, ClosedError, PulsarTasksError
+from pulsartasks.errors import TRANSIENT, PulsarTasksError
 from pulsartasks.message import TASK_ID, TICK, Publication
 from pulsartasks.results.base import text_of
 from pulsartasks.schedule import LATE, Entry, due, from_milliseconds, to_milliseconds
@@ -31,9 +31,6 @@ AGAIN = 5.0
 """Seconds until what could not be sent is tried again."""
 CLOCKS = 1.0
 """Seconds by which a message may bear an earlier time than one that was confirmed before it was sent."""
-
-_TRANSIENT = (OSError, AuthenticationError, BacklogFullError, ClosedError)
-"""What passes: a broker or blob store that is away is an ``OSError`` too."""
 
 _log = structlog.get_logger("pulsartasks")
 
@@ -202,7 +199,7 @@ def _fate(tick: Publication, outcome: str | PulsarTasksError) -> Literal["sent",
     if not isinstance(outcome, PulsarTasksError):
         _log.info("tick.sent", tick=name, id=tick.properties.get(TASK_ID))
         return "sent"
-    if isinstance(outcome, _TRANSIENT):
+    if isinstance(outcome, TRANSIENT):
         _log.warning("tick.unconfirmed", tick=name, error=text_of(outcome), again_in=AGAIN)
         return "unknown"
     _log.error("tick.refused", tick=name, error=text_of(outcome))

@@ -40,8 +40,7 @@ from pulsartasks.canvas import Canvas
 from pulsartasks.contrib.outbox_order import CommitOrder, stable_hash
 from pulsartasks.contrib.outbox_sequences import Coverage, Deduplication
 from pulsartasks.errors import (
-    AuthenticationError,
-    BacklogFullError,
+    TRANSIENT,
     BrokerUnavailableError,
     ClosedError,
     ConfigurationError,
@@ -66,8 +65,6 @@ PUBLISH_TIMEOUT = 10.0
 LONGEST_REST = 10.0
 """Seconds between two tries to reach a broker or database that is away."""
 
-_TRANSIENT = (OSError, AuthenticationError, BacklogFullError, ClosedError)
-"""What passes: a broker or blob store that is away is an ``OSError`` too."""
 _IN_DOUBT = (BrokerUnavailableError, PublishTimeoutError, ClosedError)
 """What leaves open whether the message was stored."""
 
@@ -349,7 +346,7 @@ class Relay:
         for topic in dict.fromkeys(row.publication.topic for row in rows):
             try:
                 covered[topic] = self._deduplication.covers(topic)
-            except _TRANSIENT as error:
+            except TRANSIENT as error:
                 self._note(topic, error)
             except PulsarTasksError:
                 covered[topic] = "nothing"  # publishing will say what is wrong
@@ -458,7 +455,7 @@ class _Row:
 
 def _passes(answer: str | Exception) -> bool:
     """Whether the row is to be sent again later; not for just any ``OSError``, such as a middleware's missing file."""
-    return isinstance(answer, PulsarTasksError) and isinstance(answer, _TRANSIENT)
+    return isinstance(answer, PulsarTasksError) and isinstance(answer, TRANSIENT)
 
 
 def _overtaken(rows: Sequence[_Row], answers: Sequence[str | Exception]) -> Iterator[int]:
