@@ -215,7 +215,7 @@ class Executor:
             if early:
                 run.delivery.acknowledge()
             return outcome
-        attempt = self._choose(run)
+        attempt = self._choose(run, run.task)
         if run.task.options.ack == "manual":
             _delivery.set(run.delivery)
         alone = run.story is not None and run.story.crashes > 0
@@ -234,14 +234,13 @@ class Executor:
         finally:
             self.guard.end(alone=alone)
 
-    def _choose(self, run: Run) -> Execute:
+    def _choose(self, run: Run, task: Task[..., Any]) -> Execute:
         """To attempt it, or to skip what ran or runs elsewhere."""
         if (message.ATTEMPT in run.headers and self._copies.is_second(run)) or (
             message.SINGLE in run.headers and not self._singles.claim(run)
         ):
             return self._skip_copy
-        task = run.task
-        if task is not None and task.options.once and not self._once.claim(run, lasting=task.options.once_for):
+        if task.options.once and not self._once.claim(run, lasting=task.options.once_for):
             return self._skip_done
         return self._attempt
 

@@ -147,10 +147,10 @@ class Store:
         self._file = _file_at(self._path)
 
     def check(self) -> None:
-        """Whether the database is still what others find there.
+        """Refuse to go on in a file that nobody else sees, as SQLite would.
 
         Raises:
-            BrokerUnavailableError: it was removed, or is another file now. SQLite would go on in one that nobody sees.
+            BrokerUnavailableError: the database was removed, or another file is in its place now.
         """
         if _file_at(self._path) != self._file:
             raise BrokerUnavailableError(
