@@ -206,8 +206,8 @@ def read_int(headers: Mapping[str, str], name: str) -> int:
     >>> read_int({"RECONSUMETIMES": "2"}, "RECONSUMETIMES"), read_int({"RECONSUMETIMES": "two"}, "RECONSUMETIMES")
     (2, 0)
     """
-    text = headers.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+    text = headers.get(name)
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 def read_eta(headers: Mapping[str, str]) -> float:
@@ -230,8 +230,8 @@ def untrue(headers: Mapping[str, str]) -> str | None:
     """
     if len(headers.get(TASK_ID, "")) > LONGEST_ID:
         return f"its {TASK_ID} has {len(headers[TASK_ID]):,} characters; at most {LONGEST_ID} make sense"
-    eta = headers.get(ETA, "")
-    if eta.isascii() and eta.isdigit() and (len(eta) > 18 or int(eta) / 1000 > LATEST_ETA):
+    eta = headers.get(ETA)
+    if eta and eta.isascii() and eta.isdigit() and (len(eta) > 18 or int(eta) / 1000 > LATEST_ETA):
         return f"its {ETA} {eta[:LONGEST_ID]} is not in milliseconds since 1970, or is beyond the year 2100"
     return None
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import msgspec
+
 Reason = Literal["failed", "rejected", "unreadable", "unknown task", "crashed"]
 Revocation = Literal["revoked", "expired", "terminated"]
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(msgspec.Struct, frozen=True):  # a Struct, since one is made for every message
     """The task returned `value`."""
 
     value: Any
@@ -56,3 +57,5 @@ class Replaced:
 
 
 Outcome: TypeAlias = "Succeeded | Retried | Died | Skipped | Revoked | Replaced"
+Failed: TypeAlias = "Retried | Died | Skipped | Revoked | Replaced"
+"""All but a success."""

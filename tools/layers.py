@@ -15,6 +15,7 @@ WORDS = {
     "clock",
     "crashes",
     "errors",
+    "forks",
     "message",
     "options",
     "outcome",

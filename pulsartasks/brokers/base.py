@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pulsartasks.errors import (
     CallError,
@@ -89,8 +91,7 @@ class Packing:
 UNPACKED = Packing()
 
 
-@dataclass(slots=True, eq=False)
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):  # a Struct, since one is made for every message
     """One message in a consumer's hands; it carries its own acknowledgement and is settled once."""
 
     topic: str
@@ -101,13 +102,13 @@ class Delivery:
     properties: Mapping[str, str]
     published_at: float
     """Seconds since the epoch, by the broker's or publisher's clock."""
-    consumer: Consumer | None = field(default=None, repr=False)
+    consumer: Consumer | None = None
     """None for what a reader read: there is nothing to settle."""
-    handle: Any = field(default=None, repr=False)
+    handle: Any = None
     """What the adapter needs to settle it."""
-    session: int = field(default=0, repr=False)
+    session: int = 0
     """How often its consumer had lost the broker when it came."""
-    held: bool = field(default=False, repr=False)
+    held: bool = False
     """It waits for its run, or for the next one."""
 
     def hold(self) -> None:

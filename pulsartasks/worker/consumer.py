@@ -11,6 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 
 import structlog
 
@@ -186,11 +187,10 @@ class ConsumerThreads(ABC):
             early = eta - self._app.clock.now()
         return True
 
-    def _receive(self, consumer: Consumer) -> Delivery | None:
-        """A message, when a run may begin."""
-        if self.limit is None:
-            return consumer.receive(RECEIVE_TIMEOUT)
-        return self.limit.take(lambda: consumer.receive(RECEIVE_TIMEOUT), self._stopping)
+    def _source(self, consumer: Consumer) -> Callable[[], Delivery | None]:
+        """What gives a message, when a run may begin."""
+        receive, limit = partial(consumer.receive, RECEIVE_TIMEOUT), self.limit
+        return receive if limit is None else lambda: limit.take(receive, self._stopping)
 
     def _waits_on(self, topic: str) -> str:
         """Where a message that was received on `topic` waits until it is due."""
@@ -226,10 +226,10 @@ class SharedConsumer(ConsumerThreads):
         self._crew.wake()
 
     def _work(self, consumer: Consumer) -> None:
-        member = Member()
+        member, receive = Member(), self._source(consumer)
         try:
             while not self._stopping.is_set():
-                delivery = self._receive(consumer)
+                delivery = receive()
                 if delivery is not None:
                     self._handle(delivery, member)
                 self._crew.wait_turn(member)

@@ -11,7 +11,7 @@ from contextvars import ContextVar, copy_context
 from typing import Any, NoReturn
 
 import structlog
-from structlog.contextvars import bind_contextvars, clear_contextvars, reset_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
@@ -34,6 +34,7 @@ from pulsartasks.errors import (
     UnreadableMessageError,
     WorkerCrashedError,
 )
+from pulsartasks.forks import forks
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Execute, Middleware, wrap_execute
 from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
@@ -45,6 +46,7 @@ from pulsartasks.worker.copies import Copies
 from pulsartasks.worker.follow_up import FollowUp
 from pulsartasks.worker.guard import Guard
 from pulsartasks.worker.interrupt import Interrupts, RunningCoroutine, RunningFunction
+from pulsartasks.worker.logs import end_log_of_run, log_of_run
 from pulsartasks.worker.once import Once
 from pulsartasks.worker.resources import Resources
 from pulsartasks.worker.run import Route, Run
@@ -99,8 +101,6 @@ class Executor:
 
     def receive(self, delivery: Delivery, subscription: str) -> None:
         """Tell the caller that the message is here, if it wants to know."""
-        if not self._tracks:
-            return
         route = self._routes[delivery.topic, subscription]
         headers = route.headers(delivery)
         task = route.by_name.get(headers.get(message.TASK) or route.task.name)
@@ -120,11 +120,10 @@ class Executor:
         if self.guard.finished_elsewhere(subscription, delivery):
             delivery.acknowledge()
             return None
-        if not in_place:
+        if self._tracks and not in_place:
             self.receive(delivery, subscription)
         run = self._read(delivery, subscription, retries)
-        request = run.request
-        context = bind_contextvars(task=request.task, id=request.id, attempt=request.retries + 1)
+        said = log_of_run(run.request)
         try:
             if self._signals is not None:
                 self._signals.received(run)
@@ -143,7 +142,7 @@ class Executor:
         finally:
             if self._once.wanted:
                 self._once.release(run)
-            reset_contextvars(**context)
+            end_log_of_run(said)
 
     def terminate(self, task_id: str) -> None:
         """Interrupt the task of this id, if it runs here; it ends as revoked."""
@@ -172,7 +171,7 @@ class Executor:
 
     def _read(self, delivery: Delivery, subscription: str, retries: int) -> Run:
         route = self._routes[delivery.topic, subscription]
-        headers = route.headers(delivery)
+        headers = delivery.properties if route.task.event_topic is None else route.headers(delivery)
         name = headers.get(message.TASK) or route.task.name
         task = route.by_name.get(name) or route.starmap(name)
         args: list[Any] = []
@@ -180,7 +179,8 @@ class Executor:
         unreadable = None
         if task is not None:
             try:
-                args, kwargs = _arguments(self._claims.fetch(delivery.value, headers), headers, task)
+                value = self._claims.fetch(delivery.value, headers) if message.CLAIM in headers else delivery.value
+                args, kwargs = _arguments(value, headers, task)
             except PulsarTasksError as error:
                 unreadable = error
         else:
@@ -205,7 +205,19 @@ class Executor:
             published_at=delivery.published_at,
             called_directly=False,
         )
-        return Run(delivery, headers, route, task, request, retries, crash_name, story, unreadable)
+        known = headers.get(message.TASK_ID) == id_  # by its caller, who may ask for its result
+        return Run(
+            delivery,
+            headers,
+            route,
+            task,
+            request,
+            retries,
+            crash_name,
+            wants_result=task is not None and known and not task.ignores_result(headers),
+            story=story,
+            unreadable=unreadable,
+        )
 
     def _run(self, run: Run) -> Outcome | None:
         """What became of it; None if the worker stops and it was not begun."""
@@ -280,11 +292,13 @@ class Executor:
         """Tell the caller that the task begins, or have it told what the task will tell; and the task's class."""
         if task.starting is not None:
             task.starting(request.id, request.args, request.kwargs)
+        if not (task.options.track_started or task.options.bind):
+            return
         if task.ignores_result(request.headers) or request.headers.get(message.TASK_ID) != request.id:
             return
         if task.options.track_started:
             self._states.tell(request, "STARTED")
-        elif task.options.bind:
+        else:
             self._states.begin(request)
 
     def _gather(self, task: Task[..., Any], batch: Batch) -> Gathering:
@@ -313,13 +327,13 @@ class Executor:
     def _interruptibly(self, task: Task[..., Any], task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         limit = task.options.soft_time_limit
         if not task.is_async:
-            process = os.getpid()
+            before = forks.count
             try:
                 return self._interrupts.run(RunningFunction(task.name, task_id), limit, task.function, args, kwargs)
             finally:
-                if os.getpid() != process:
+                if forks.count != before:
                     _end_copy()
-        running = RunningCoroutine(task.name, task_id, self._loop.get())
+        running = RunningCoroutine(task.name, task_id, loop=self._loop.get())
 
         def wait(*args: Any, **kwargs: Any) -> Any:
             return self._loop.run(_contained(running.drive(task.function(*args, **kwargs))))

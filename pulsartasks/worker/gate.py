@@ -31,7 +31,7 @@ class Gate:
         thread = threading.get_ident()
         self._inside.add(thread)
         while self._closed:
-            self._leave(thread)
+            self.leave()
             with self._changed:
                 self._changed.wait_for(lambda: not self._closed or self._stopped)
             if self._stopped:
@@ -40,7 +40,10 @@ class Gate:
         return True
 
     def leave(self) -> None:
-        self._leave(threading.get_ident())
+        self._inside.discard(threading.get_ident())
+        if self._closed:
+            with self._changed:
+                self._changed.notify_all()
 
     def close(self) -> bool:
         """Wait until nothing else runs, and let nothing begin until `open`; False if nothing begins any more."""
@@ -61,12 +64,6 @@ class Gate:
         with self._changed:
             self._closed = self._stopped = True
             self._changed.notify_all()
-
-    def _leave(self, thread: int) -> None:
-        self._inside.discard(thread)
-        if self._closed:
-            with self._changed:
-                self._changed.notify_all()
 
     def _try_to_close(self) -> bool:
         with self._changed:

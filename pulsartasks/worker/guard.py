@@ -119,7 +119,7 @@ class Guard:
             if self._journal is not None:
                 self._journal.begin(name, retries=retries, alone=alone, time_limit=time_limit)
         except BaseException:  # nobody would open the gate again
-            self._leave(alone=alone)
+            (self._gate.open if alone else self._gate.leave)()
             raise
         return True
 
@@ -137,7 +137,10 @@ class Guard:
         """After it."""
         if self._journal is not None:
             self._journal.end()
-        self._leave(alone=alone)
+        if alone:
+            self._gate.open()
+        else:
+            self._gate.leave()
 
     def postpone(self, name: str, retries: int) -> None:
         """The message waits in its place for its next attempt, after so many that failed."""
@@ -147,8 +150,7 @@ class Guard:
     def settled(self, name: str, subscription: str, delivery: Delivery) -> None:
         """The message is dealt with; called just before the broker is told."""
         if self._journal is not None:
-            self._journal.resume(name)
-            self._journal.finish(subscription, delivery.message_id)
+            self._journal.finish(name, f"{subscription}/{delivery.message_id}")
         if self._ledger.stories.pop(name, None) is not None:
             try:
                 self._publish(CrashReport(settled=name))
@@ -157,12 +159,6 @@ class Guard:
                 _log.warning("notice.refused", topic=self._notices.topic, error=str(error))
 
     # Internals
-
-    def _leave(self, *, alone: bool) -> None:
-        if alone:
-            self._gate.open()
-        else:
-            self._gate.leave()
 
     def _publish(self, report: CrashReport) -> None:
         self._notices.publish(msgspec.json.encode(report))

@@ -12,15 +12,17 @@ import heapq
 import threading
 import time
 import types
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Coroutine, Generator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import msgspec
 import structlog
 
 from pulsartasks.errors import SoftTimeLimitExceeded, Terminate
 
+_ReentrantLock = type(threading.RLock())
+"""One that its thread may take twice, and in C: made and taken without a step of Python."""
 _SWEEP = 1000
 """Alarms in the heap from which on those of runs that are over are swept out."""
 
@@ -31,28 +33,21 @@ _NOTHING = ctypes.py_object()
 """NULL: takes back what has not been raised yet."""
 
 
-class Running(ABC):
+class Running(msgspec.Struct, eq=False):  # a Struct, since one is made for every message
     """One attempt that runs, as something that can be interrupted: at most once by each kind of exception."""
 
-    __slots__ = ("_sent", "over", "task", "task_id")
+    task: str
+    task_id: str
+    over: bool = False
+    sent: tuple[type[BaseException], ...] = ()
 
-    def __init__(self, task: str, task_id: str) -> None:
-        self.task = task
-        self.task_id = task_id
-        self.over = False
-        self._sent: tuple[type[BaseException], ...] = ()
-
-    @property
-    def terminated(self) -> bool:
-        return Terminate in self._sent
-
-    @abstractmethod
     def interrupt(self, kind: type[BaseException]) -> bool:
         """Raise `kind` inside the task; whether it still ran. Never called by two threads at once."""
+        raise NotImplementedError
 
-    @abstractmethod
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """What `function` gives or raises, or what it was interrupted by."""
+        raise NotImplementedError
 
 
 class RunningFunction(Running):
@@ -67,19 +62,15 @@ class RunningFunction(Running):
     second none can come. Whichever way `call` is left, `_ended` is held and nothing is on its way.
     """
 
-    __slots__ = ("_ended", "_thread")
-
-    def __init__(self, task: str, task_id: str) -> None:
-        super().__init__(task, task_id)
-        self._ended = threading.RLock()  # one that its thread may take twice, and in C: without a step of Python
-        self._thread = threading.get_ident()
+    _ended: Any = msgspec.field(default_factory=_ReentrantLock)
+    _thread: int = msgspec.field(default_factory=threading.get_ident)
 
     def interrupt(self, kind: type[BaseException]) -> bool:
         if not self._ended.acquire(blocking=False):
             return False
         try:
-            if kind not in self._sent:
-                self._sent += (kind,)
+            if kind not in self.sent:
+                self.sent += (kind,)
                 _raise_in(self._thread, ctypes.py_object(kind))
             return True
         finally:
@@ -94,26 +85,22 @@ class RunningFunction(Running):
                 end()
         finally:
             end()
-            if self._sent:
+            if self.sent:
                 _raise_in(self._thread, _NOTHING)
 
 
-class RunningCoroutine(Running):
+class RunningCoroutine(Running, kw_only=True):
     """A coroutine on `loop`. Its steps and its interrupts happen on the loop's thread, so one after the other."""
 
-    __slots__ = ("_cause", "_loop", "_task")
-
-    def __init__(self, task: str, task_id: str, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(task, task_id)
-        self._loop = loop
-        self._task: asyncio.Task[Any] | None = None
-        self._cause: type[BaseException] | None = None
-        """What the cancellation stands for that the coroutine has not got yet."""
+    loop: asyncio.AbstractEventLoop
+    _task: asyncio.Task[Any] | None = None
+    _cause: type[BaseException] | None = None
+    """What the cancellation stands for that the coroutine has not got yet."""
 
     def interrupt(self, kind: type[BaseException]) -> bool:
         if self.over:
             return False
-        self._loop.call_soon_threadsafe(self._cancel, kind)
+        self.loop.call_soon_threadsafe(self._cancel, kind)
         return True
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -133,9 +120,9 @@ class RunningCoroutine(Running):
             self.over = True
 
     def _cancel(self, kind: type[BaseException]) -> None:
-        if self.over or kind in self._sent:
+        if self.over or kind in self.sent:
             return
-        self._sent += (kind,)
+        self.sent += (kind,)
         if self._cause is not Terminate:
             self._cause = kind
         if self._task is not None:
@@ -201,7 +188,7 @@ class Interrupts:
         try:
             return running.call(self._begin, running, limit, function, args, kwargs)
         except BaseException as error:
-            if running.terminated:
+            if Terminate in running.sent:
                 raise Terminate from error
             raise
         finally:

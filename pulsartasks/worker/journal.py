@@ -25,13 +25,13 @@ _HEADER = struct.Struct("<4sBxxxIII")
 """Magic, whether running messages are excused, and how many slots there are of each kind."""
 _MAGIC = b"PTJ1"
 _EXCUSED = 4
-_ENTRY = struct.Struct("<BBHIdd")
-"""State, whether alone, length of the id, retries, deadline (monotonic seconds, 0: none), began (likewise)."""
-_TIMES = struct.Struct("<dd")
-"""The last two of these."""
-_ENTRY_SIZE = 256
-_INSTANT = struct.Struct("<d")
-_FINISHED_SIZE = 168
+_ENTRY = struct.Struct("<BBHIdd232s")
+"""State, whether alone, length of the id, retries, deadline (monotonic seconds, 0: none), began (likewise), the id."""
+_TIMES, _TIMES_AT = struct.Struct("<dd"), 8
+"""The two instants in it, and where they are."""
+_DONE = struct.Struct("<d160s")
+"""What has finished: when (monotonic seconds), and which message, zeros after it."""
+_LONGEST_DONE = 159
 _FINISHED = 4096
 """Messages that may have finished within the 0.1 s for which Pulsar's client keeps acknowledgements to itself."""
 _WAITING = 1024
@@ -56,7 +56,7 @@ class Journal:
         self._lock = threading.Lock()
         self._waiting: dict[str, int] = {}
         self._free_waiting = list(range(_WAITING))
-        self._finished = itertools.count()
+        self._finished = itertools.cycle([self._layout.finished(number) for number in range(_FINISHED)])
         # A forked child would hold the lock as well, and beyond the end of this process.
         this = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _let_go(this()))
@@ -64,25 +64,28 @@ class Journal:
     def begin(self, id_: str, *, retries: int, alone: bool, time_limit: float | None) -> None:
         """Note that this thread runs a message, with `time_limit` seconds for it (None: any time)."""
         now = time.monotonic()
-        deadline = 0.0 if time_limit is None else now + time_limit
-        self._write(self._run_offset(), id_, alone=alone, retries=retries, times=(deadline, now))
+        self._write(self.slot, id_, alone, retries, 0.0 if time_limit is None else now + time_limit, now)
 
     def limit(self, slots: Iterable[int], time_limit: float) -> None:
         """Note that what runs in these slots has so many seconds from now, all of it together."""
         now = time.monotonic()
         for offset in slots:
             self._map[offset] = _FREE
-            _TIMES.pack_into(self._map, offset + _ENTRY.size - _TIMES.size, now + time_limit, now)
+            _TIMES.pack_into(self._map, offset + _TIMES_AT, now + time_limit, now)
             self._map[offset] = _BUSY
 
     @property
     def slot(self) -> int:
-        """That of this thread."""
-        return self._run_offset()
+        """Where this thread writes what it runs."""
+        try:
+            return self._local.slot  # type: ignore[no-any-return]
+        except AttributeError:
+            self._local.slot = self._layout.run(next(self._free_runs))
+            return self._local.slot  # type: ignore[no-any-return]
 
     def end(self) -> None:
         """Note that this thread runs nothing any more."""
-        self._map[self._run_offset()] = _FREE
+        self._map[self._local.slot] = _FREE
 
     def postpone(self, id_: str, retries: int) -> None:
         """Note that a message waits in its place after so many failed attempts."""
@@ -92,22 +95,21 @@ class Journal:
                     return  # its attempts would be counted anew after a crash
                 self._waiting[id_] = self._free_waiting.pop()
             offset = self._layout.waiting(self._waiting[id_])
-            self._write(offset, id_, alone=False, retries=retries, times=(0.0, 0.0))
+            self._write(offset, id_, False, retries, 0.0, 0.0)
 
-    def resume(self, id_: str) -> None:
-        """Note that the message waits no more."""
+    def finish(self, id_: str, delivered: str) -> None:
+        """Note that a message is settled, just before the broker is told.
+
+        It waits no more, and what was `delivered` (see `delivery_name`) must not run again.
+        """
         if id_ in self._waiting:
             with self._lock:
                 slot = self._waiting.pop(id_)
                 self._map[self._layout.waiting(slot)] = _FREE
                 self._free_waiting.append(slot)
-
-    def finish(self, subscription: str, message_id: str) -> None:
-        """Note that a message is settled, just before the broker is told."""
-        entry = _INSTANT.pack(time.monotonic()) + f"{subscription}/{message_id}\0".encode()
-        if len(entry) <= _FINISHED_SIZE:
-            offset = self._layout.finished(next(self._finished) % _FINISHED)
-            self._map[offset : offset + len(entry)] = entry
+        name = delivered.encode()
+        if len(name) <= _LONGEST_DONE:
+            _DONE.pack_into(self._map, next(self._finished), time.monotonic(), name)
 
     def excuse(self) -> None:
         """From now on the end of the process is nobody's fault."""
@@ -134,17 +136,9 @@ class Journal:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _run_offset(self) -> int:
-        try:
-            return self._local.offset  # type: ignore[no-any-return]
-        except AttributeError:
-            self._local.offset = self._layout.run(next(self._free_runs))
-            return self._local.offset  # type: ignore[no-any-return]
-
-    def _write(self, offset: int, id_: str, *, alone: bool, retries: int, times: tuple[float, float]) -> None:
+    def _write(self, offset: int, id_: str, alone: bool, retries: int, deadline: float, began: float) -> None:
         name = id_.encode()
-        _ENTRY.pack_into(self._map, offset, _FREE, alone, len(name), retries, *times)
-        self._map[offset + _ENTRY.size : offset + _ENTRY.size + len(name)] = name
+        _ENTRY.pack_into(self._map, offset, _FREE, alone, len(name), retries, deadline, began, name)
         self._map[offset] = _BUSY  # last: whoever reads it finds all the rest
 
 
@@ -164,10 +158,10 @@ class JournalView:
         now = time.monotonic()
         late = []
         for offset in _Layout.of(self._map).runs():
-            state, _, length, _, deadline, _ = _ENTRY.unpack_from(self._map, offset)
+            state, _, length, _, deadline, _, name = _ENTRY.unpack_from(self._map, offset)
             if state == _BUSY and 0 < deadline <= now:
                 self._map[offset] = _LIMITED
-                late.append(_name_at(self._map, offset, length))
+                late.append(_text(name[:length]))
         return late
 
     def excuse(self) -> None:
@@ -210,9 +204,9 @@ class _Layout:
 
     def __init__(self, runs: int, waiting: int, finished: int) -> None:
         self.counts = runs, waiting, finished
-        self._first_waiting = _HEADER.size + runs * _ENTRY_SIZE
-        self._first_finished = self._first_waiting + waiting * _ENTRY_SIZE
-        self.size = self._first_finished + finished * _FINISHED_SIZE
+        self._first_waiting = _HEADER.size + runs * _ENTRY.size
+        self._first_finished = self._first_waiting + waiting * _ENTRY.size
+        self.size = self._first_finished + finished * _DONE.size
 
     @classmethod
     def of(cls, content: bytes | mmap.mmap) -> _Layout:
@@ -220,13 +214,13 @@ class _Layout:
         return cls(runs, waiting, finished)
 
     def run(self, number: int) -> int:
-        return _HEADER.size + number * _ENTRY_SIZE
+        return _HEADER.size + number * _ENTRY.size
 
     def waiting(self, number: int) -> int:
-        return self._first_waiting + number * _ENTRY_SIZE
+        return self._first_waiting + number * _ENTRY.size
 
     def finished(self, number: int) -> int:
-        return self._first_finished + number * _FINISHED_SIZE
+        return self._first_finished + number * _DONE.size
 
     def runs(self) -> Iterator[int]:
         return map(self.run, range(self.counts[0]))
@@ -281,10 +275,10 @@ def _report(content: bytes | mmap.mmap, process: str) -> CrashReport:
 def _traces(content: bytes | mmap.mmap, offsets: Iterable[int], *, running: bool, otherwise: Cause) -> Iterator[Trace]:
     """The entries that are in use; `otherwise` is what the death has to do with those that no time limit was for."""
     for offset in offsets:
-        state, alone, length, retries, _, _ = _ENTRY.unpack_from(content, offset)
+        state, alone, length, retries, _, _, name = _ENTRY.unpack_from(content, offset)
         if state != _FREE:
             yield Trace(
-                _name_at(content, offset, length),
+                _text(name[:length]),
                 retries=retries,
                 running=running,
                 alone=bool(alone),
@@ -292,21 +286,14 @@ def _traces(content: bytes | mmap.mmap, offsets: Iterable[int], *, running: bool
             )
 
 
-def _name_at(content: bytes | mmap.mmap, offset: int, length: int) -> str:
-    start = offset + _ENTRY.size
-    return content[start : start + length].decode("utf-8", "replace")
-
-
 def _finished(content: bytes | mmap.mmap, layout: _Layout) -> list[str]:
-    offsets = [layout.finished(number) for number in range(layout.counts[2])]
-    instants = {offset: _INSTANT.unpack_from(content, offset)[0] for offset in offsets}
-    newest = max(instants.values(), default=0.0)
-    texts = (content[offset + _INSTANT.size : offset + _FINISHED_SIZE] for offset in offsets)
-    return [
-        text.partition(b"\0")[0].decode("utf-8", "replace")
-        for instant, text in zip(instants.values(), texts, strict=True)
-        if instant and instant > newest - _UNHEARD
-    ]
+    entries = [_DONE.unpack_from(content, layout.finished(number)) for number in range(layout.counts[2])]
+    newest = max((instant for instant, _ in entries), default=0.0)
+    return [_text(name.rstrip(b"\0")) for instant, name in entries if instant and instant > newest - _UNHEARD]
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
 
 
 def _let_go(journal: Journal | None) -> None:

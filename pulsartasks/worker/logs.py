@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextvars import Token, copy_context
+from typing import Any, TypeAlias
 
 import structlog
+from structlog.contextvars import bind_contextvars
 
+from pulsartasks.message import Request
 from pulsartasks.signals import Signals
 
 LEVELS = ("debug", "info", "warning", "error")
+
+_Bound: TypeAlias = tuple[Token[Any], Token[Any], Token[Any]]
+# structlog's own variables; setting them by its functions takes three times as long, for each message.
+_TASK, _ID, _ATTEMPT = (token.var for token in copy_context().run(bind_contextvars, task="", id="", attempt=0).values())
 
 
 def configure_logging(level: str, signals: Signals | None = None, *, again: bool = False) -> None:
@@ -69,3 +77,15 @@ def _hand_over(signals: Signals, level: str) -> None:
         return
     signals.after_setup_logger.send(None, logger=logging.getLogger(), **told)
     signals.after_setup_task_logger.send(None, logger=logging.getLogger("pulsartasks.task"), **told)
+
+
+def log_of_run(request: Request) -> _Bound:
+    """Have all that is logged in this context say what runs, until `end_log_of_run`."""
+    return _TASK.set(request.task), _ID.set(request.id), _ATTEMPT.set(request.retries + 1)
+
+
+def end_log_of_run(bound: _Bound) -> None:
+    task, id_, attempt = bound
+    _TASK.reset(task)
+    _ID.reset(id_)
+    _ATTEMPT.reset(attempt)

@@ -33,15 +33,12 @@ class Once:
     def __init__(self, app: PulsarTasks, tasks: Iterable[Task[..., Any]]) -> None:
         self._app = app
         self._window = max((task.options.once_for for task in tasks if task.options.once), default=0.0)
+        self.wanted = self._window > 0
+        """Whether any task asked for it."""
         self._succeeded = Recent[float](self._window)
         self._records = Records(app, ONCE_DONE, window=self._window, note=self._note)
         self._running: dict[Key, Delivery] = {}
         self._changed = threading.Condition()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether any task asked for it."""
-        return self._window > 0
 
     def claim(self, run: Run, *, lasting: float) -> bool:
         """Whether the message is to run: it did not succeed within `lasting` seconds.

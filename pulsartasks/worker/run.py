@@ -75,6 +75,8 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
     """Attempts made without the broker, which its message does not tell of."""
     name: str
     """Under which it is known in the reports of crashes."""
+    wants_result: bool
+    """Whether it is a call whose result is kept."""
     story: CrashStory | None = None
     """What they say of it."""
     unreadable: PulsarTasksError | None = None
@@ -105,20 +107,10 @@ class Run(msgspec.Struct, frozen=True):  # a Struct, since one is made for every
         return self.headers.get(message.REPLY_TO)
 
     @property
-    def wants_result(self) -> bool:
-        """Whether it is a call whose result is kept."""
-        return self.task is not None and not self.task.ignores_result(self.headers) and self._is_known
-
-    @property
     def wants_error(self) -> bool:
         """Whether its result is kept if it is a failure."""
         stores = self.task is not None and self.task.options.store_errors_even_if_ignored
-        return self.wants_result or (stores and self._is_known)
-
-    @property
-    def _is_known(self) -> bool:
-        """Whether it has its id from its caller, who may ask for it."""
-        return self.headers.get(message.TASK_ID) == self.request.id
+        return self.wants_result or (stores and self.headers.get(message.TASK_ID) == self.request.id)
 
 
 def run_key(run: Run) -> Key:

@@ -16,7 +16,7 @@ from typing_extensions import assert_never
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.errors import CallError, InvalidArgumentsError, PulsarTasksError, TaskRevokedError
-from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.outcome import Died, Failed, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
 from pulsartasks.results.base import LONGEST_TEXT, Extended, RemoteError, Result, State, text_of
 from pulsartasks.retry import backoff
 from pulsartasks.serializers import UNREADABLE, encode
@@ -43,6 +43,7 @@ class Settler:
         self._once = once
         self._follow_up = follow_up
         self._stopping = threading.Event()
+        self._log = structlog.get_logger("pulsartasks").bind()  # the configuration looked up once and not for each line
         self._results = ResultThread(
             lambda packed: app.results.store(packed),  # noqa: PLW0108 - the store is opened by its first use
             self._stopping,
@@ -66,8 +67,11 @@ class Settler:
         Returns when that is done, or the message given back; but the result of a success, where no order is to be
         kept, is stored together with others while this thread goes on.
         """
-        apart = in_order or run.once or run.unique_key is not None or message.CANVAS in run.headers
-        if isinstance(outcome, Succeeded) and run.wants_result and not apart:
+        more = run.once or message.UNIQUE in run.headers or message.CANVAS in run.headers
+        if isinstance(outcome, Succeeded) and not more and not run.wants_result:
+            self._finish(run, outcome)  # what all that follows would come to: for most messages there is nothing to say
+            return
+        if isinstance(outcome, Succeeded) and not more and not in_order:
             try:
                 packed = self._app.results.pack(self._result(run, "SUCCESS", outcome.value), reply_to=run.reply_to)
             except PulsarTasksError:
@@ -160,7 +164,10 @@ class Settler:
         self._guard.settled(run.name, run.request.subscription, run.delivery)
         if run.route.task.options.ack != "early":
             run.delivery.acknowledge()
-        report(run, outcome)
+        if isinstance(outcome, Succeeded):
+            self._log.info("message.succeeded", seconds=round(time.perf_counter() - run.began, 4))
+        else:
+            report(run, outcome)
 
 
 def _has_ended(outcome: Outcome) -> bool:
@@ -179,11 +186,9 @@ def _extended(run: Run) -> Extended:
     return extended
 
 
-def report(run: Run, outcome: Outcome) -> None:
-    """Log what became of an attempt."""
+def report(run: Run, outcome: Failed) -> None:
+    """Log what became of an attempt that did not succeed."""
     match outcome:
-        case Succeeded():
-            _log.info("message.succeeded", seconds=round(time.perf_counter() - run.began, 4))
         case Retried(error, delay):
             _log.warning("message.retried", error=text_of(error, repr), delay=round(delay, 3))
         case Died(error, "failed") if run.task is not None and isinstance(error, run.task.options.throws):

@@ -93,7 +93,11 @@ def _events() -> dict[str, tuple[set[str], set[str]]]:
 def _logged(tree: ast.AST) -> Iterator[tuple[str, str, list[str]]]:
     for node in ast.walk(tree):
         match node:
-            case ast.Call(ast.Attribute(ast.Name("_log"), level), [ast.Constant(str(event)), *_], keywords):
+            case ast.Call(
+                ast.Attribute(ast.Name("_log") | ast.Attribute(attr="_log"), level),
+                [ast.Constant(str(event)), *_],
+                keywords,
+            ):
                 yield level, event, [keyword.arg or "**" for keyword in keywords]
             case ast.Call(ast.Attribute(ast.Name("_log"), level)):
                 raise AssertionError(f"an event's name is not a text: {ast.unparse(node)}")

@@ -126,7 +126,7 @@ def test_what_comes_while_a_run_ends_ends_it_and_nothing_comes_later(
     interrupts: Interrupts, kinds: tuple[type[BaseException], ...]
 ) -> None:
     running = RunningFunction("task", "id")
-    running._ended = LockAtWhichOneIsInterrupted(interrupts, kinds)  # type: ignore[assignment]
+    running._ended = LockAtWhichOneIsInterrupted(interrupts, kinds)
 
     with pytest.raises(kinds):
         interrupts.run(running, None, int, [], {})
@@ -160,7 +160,7 @@ def test_coroutine_that_is_interrupted_before_it_began_does_not_begin() -> None:
         ran.append(True)
 
     async def main() -> None:
-        running = RunningCoroutine("task", "id", asyncio.get_running_loop())
+        running = RunningCoroutine("task", "id", loop=asyncio.get_running_loop())
         running.interrupt(SoftTimeLimitExceeded)
         await asyncio.sleep(0)
         await running.drive(note())
@@ -183,7 +183,7 @@ def test_soft_limit_in_a_coroutine_is_itself_to_whoever_sees_it_and_leaves_nothi
         await asyncio.wait_for(sleeper(), PATIENCE)
 
     async def main() -> None:
-        running = RunningCoroutine("task", "id", asyncio.get_running_loop())
+        running = RunningCoroutine("task", "id", loop=asyncio.get_running_loop())
         asyncio.get_running_loop().call_later(0.01, running.interrupt, SoftTimeLimitExceeded)
         await running.drive(task())
 
@@ -204,7 +204,7 @@ def test_cancellation_of_the_coroutines_own_stays_one() -> None:
         return "not"
 
     async def main() -> Any:
-        return await RunningCoroutine("task", "id", asyncio.get_running_loop()).drive(task())
+        return await RunningCoroutine("task", "id", loop=asyncio.get_running_loop()).drive(task())
 
     assert asyncio.run(main()) == "cancelled"
 

@@ -23,8 +23,7 @@ def test_journal_tells_what_runs_waits_and_has_just_finished(journal: Journal) -
     journal.begin("mail/1", retries=0, alone=True, time_limit=None)
     journal.postpone("mail/2", 3)
     journal.postpone("mail/3", 1)
-    journal.resume("mail/3")
-    journal.finish("mail", "17:4:-1:-1")
+    journal.finish("mail/3", "mail/17:4:-1:-1")
 
     report = journal.report()
 
