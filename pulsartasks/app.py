@@ -25,6 +25,7 @@ from pulsartasks.canvas import CallKeywords
 from pulsartasks.catalog import CHORD_PARTS, RESULTS, REVOCATIONS, UNIQUE_CLAIMS, AppTopic, catalog
 from pulsartasks.clock import Clock, FrozenClock, SystemClock
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
+from pulsartasks.forks import forks
 from pulsartasks.handlers import connect_handlers
 from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, wrap_publish
@@ -469,7 +470,7 @@ class PulsarTasks:
             topic.forget_names()
         for task in (*self._tasks.values(), *self._elsewhere.values()):
             task.forget_names()
-        if connection is not None and connection.pid == os.getpid():
+        if connection is not None and connection.forks == forks.count:
             connection.close()
 
     # Internals
@@ -501,10 +502,10 @@ class PulsarTasks:
 
     def _connect(self) -> _Connection:
         connection = self._connection
-        if connection is not None and connection.pid == os.getpid():
+        if connection is not None and connection.forks == forks.count:
             return connection
         with self._lock:
-            if self._connection is None or self._connection.pid != os.getpid():
+            if self._connection is None or self._connection.forks != forks.count:
                 # A connection inherited through a fork is never touched, not even to free it: its threads are not here.
                 self._connection = _Connection(self, inherited=self._connection)
             return self._connection
@@ -514,7 +515,7 @@ class _Connection:
     """What one process has open."""
 
     def __init__(self, app: PulsarTasks, *, inherited: _Connection | None) -> None:
-        self.pid = os.getpid()
+        self.forks = forks.count
         self.declared: set[str] = set()
         self.broker = open_broker(app.broker_url)
         reply = os.environ.get("PULSARTASKS_REPLY_TO")
@@ -534,7 +535,7 @@ class _Connection:
 
     def close(self) -> None:
         atexit.unregister(self.close)
-        if self.pid != os.getpid():
+        if self.forks != forks.count:
             return  # at the end of a forked child: what it inherited is its parent's
         self.threads.shutdown(wait=False)
         self.results.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,6 +16,7 @@ from pulsartasks.errors import (
     ResultTimeoutError,
     UnreadableMessageError,
 )
+from pulsartasks.forks import forks
 from pulsartasks.graph import DependencyGraph
 from pulsartasks.publishing import Block
 from pulsartasks.results.base import LOOK_AGAIN, Extended, Progress, Result, ResultStore, newer
@@ -64,7 +64,7 @@ class AsyncResult(Generic[R_co]):
         self.task = self.name = task
         self._app = app
         self._store = None if app is None else app.results
-        self._pid = os.getpid()
+        self._forks = forks.count
         self._codec = codec
         self._revoke = revoke
         self._sent_here = sent_here
@@ -355,8 +355,8 @@ class AsyncResult(Generic[R_co]):
             raise PulsarTasksError(
                 f"{self.task} keeps no results (ignore_result=True); leave that option out to wait for them"
             )
-        if self._pid != os.getpid():  # inherited through a fork: the store is the parent's, and so is what is pushed
-            self._store, self._sent_here, self._pid = self._app.results, False, os.getpid()
+        if self._forks != forks.count:  # inherited through a fork: the store is the parent's, and so is what is pushed
+            self._store, self._sent_here, self._forks = self._app.results, False, forks.count
         return self._store
 
     def __repr__(self) -> str:

@@ -250,7 +250,8 @@ class _Call:
         self._publications = publications
         self._timeout = timeout
         self.deadline = time.monotonic() + timeout
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._outcomes: list[str | PulsarTasksError | None] = [refusal(publication) for publication in publications]
         self._on_the_way: dict[int, _Outlet] = {}
         self._sent: set[int] = set()
@@ -351,7 +352,7 @@ class _Call:
 
     def _answered(self, index: int, outlet: _Outlet, result: Any, message_id: Any) -> None:
         """The broker's word on one message; called on a thread of the client."""
-        with self._changed:
+        with self._lock:  # the condition's own, which is taken without a step of Python
             if self._on_the_way.pop(index, None) is None:
                 return  # given up before
             code = int(result)  # comparing the codes themselves takes longer than all the rest
@@ -375,12 +376,10 @@ def _send_options(publication: Publication) -> dict[str, Any]:
         "properties": dict(publication.properties),
         "partition_key": publication.key,
         "sequence_id": publication.sequence,
-        "deliver_at": _milliseconds(publication.deliver_at),
+        "deliver_at": None if publication.deliver_at is None else _milliseconds(publication.deliver_at),
     }
 
 
-def _milliseconds(instant: float | None) -> int | None:
+def _milliseconds(instant: float) -> int | None:
     """For the broker, rounded up since early is worse than late; None for what is due."""
-    if instant is None or instant <= time.time():
-        return None
-    return math.ceil(instant * 1000)
+    return math.ceil(instant * 1000) if instant > time.time() else None
