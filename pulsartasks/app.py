@@ -342,7 +342,7 @@ class PulsarTasks:
     def signature(
         self,
         name: str,
-        args: Sequence[Any] = (),
+        args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         *,
         topic: str | None = None,
@@ -363,7 +363,7 @@ class PulsarTasks:
     def send_task(
         self,
         name: str,
-        args: Sequence[Any] = (),
+        args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         *,
         topic: str | None = None,

@@ -173,7 +173,10 @@ class Canvas(ABC, Generic[H_co]):
         return self.apply_async(args, kwargs)
 
     def apply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[CallKeywords],
     ) -> H_co:
         """Like `delay`, with options for its beginning; task_id is that of its last call, link and link_error as in
         `link` and `link_error`.
@@ -208,7 +211,7 @@ class Canvas(ABC, Generic[H_co]):
         return publications[0]
 
     def _begin(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: CallKeywords
+        self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: CallKeywords
     ) -> tuple[Draft, Plan[H_co]]:
         draft = self.draft()
         return draft, self.plan(_place(args, kwargs, options), draft)
@@ -248,18 +251,22 @@ def as_links(links: Links) -> tuple[Canvas[Any], ...]:
     return given
 
 
-def as_arguments(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """What is given as `args` and `kwargs` of a call.
+def as_arguments(
+    args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """What is given as `args` and `kwargs` of a call, each of them None if there are none.
 
     Raises:
         InvalidArgumentsError: what is no list or tuple, such as a text, or no mapping.
     """
     # The usual types first: to ask an abstract one takes ten times as long, for each call.
-    if not isinstance(args, (tuple, list)) and (not isinstance(args, Sequence) or isinstance(args, (str, bytes))):
+    if not isinstance(args, (tuple, list, type(None))) and (
+        not isinstance(args, Sequence) or isinstance(args, (str, bytes))
+    ):
         raise InvalidArgumentsError(f"args must be a list or tuple, e.g. (2, 3), not {args!r:.100}")
     if not isinstance(kwargs, (dict, type(None), Mapping)):
         raise InvalidArgumentsError(f'kwargs must be a mapping, e.g. {{"x": 2}}, not {kwargs!r:.100}')
-    return tuple(args), kwargs or {}
+    return tuple(args or ()), kwargs or {}
 
 
 def plan_links(links: Iterable[Canvas[Any]], draft: Draft) -> tuple[list[Steps], list[Handle]]:
@@ -268,7 +275,7 @@ def plan_links(links: Iterable[Canvas[Any]], draft: Draft) -> tuple[list[Steps],
     return [each.steps for each in plans], [each.handle for each in plans]
 
 
-def _place(args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: CallKeywords) -> Place:
+def _place(args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: CallKeywords) -> Place:
     begin = CallKeywords(**options)
     args, kwargs = as_arguments(args, kwargs)
     return Place(

@@ -207,14 +207,17 @@ class Signature(Canvas[AsyncResult[R_co]]):
         return result
 
     def _begin(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: CallKeywords
+        self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: CallKeywords
     ) -> tuple[Draft, Plan[AsyncResult[R_co]]]:
         if self.immutable and (args or kwargs):
             raise InvalidArgumentsError(f"{self!r} is immutable (made by si()) and takes no further arguments")
         return super()._begin(args, kwargs, options)
 
     def clone(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[CallKeywords],
     ) -> Signature[R_co]:
         """A copy with `args` before its own, and with these kwargs and options too."""
         args, kwargs = as_arguments(args, kwargs)

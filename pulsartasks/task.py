@@ -220,7 +220,10 @@ class Task(Handlers, Generic[P, R, C]):
         return self._send(args, kwargs, self.call_options)
 
     def apply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[CallKeywords],
     ) -> AsyncResult[R]:
         """Like `delay`, with options for this call as in Celery: countdown, eta, expires, key, task_id, headers, link,
         link_error (see `CallOptions`).
@@ -296,7 +299,7 @@ class Task(Handlers, Generic[P, R, C]):
 
     def signature(
         self,
-        args: Sequence[Any] = (),
+        args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         *,
         immutable: bool = False,

@@ -156,16 +156,11 @@ class Term:
         if (topic, keyed) not in self._deduplicated:
             self._app.declare(topic)
             try:
-                deduplicated = self._app.broker.deduplicates(topic) and (keyed or self._is_whole(topic))
+                deduplicated = self._app.broker.deduplicates(topic, keyed=keyed)
             except PulsarTasksError:  # nobody who may say so is there
                 deduplicated = False
             self._deduplicated[topic, keyed] = deduplicated
         return self._deduplicated[topic, keyed]
-
-    def _is_whole(self, topic: str) -> bool:
-        """Each partition knows only what came to it, and what has no key goes to another one when it is sent again."""
-        state = self._app.broker.inspect(topic)
-        return state is not None and not state.partitions
 
     def _hold(self, name: str) -> float:
         """Seconds until it can be found out what became of an entry's ticks."""

@@ -345,10 +345,12 @@ class Broker(ABC):
         """None where there are neither policies nor permissions, and schemas come with their publishers."""
         return None
 
-    def deduplicates(self, topic: str) -> bool:
+    def deduplicates(self, topic: str, *, keyed: bool) -> bool:
         """Whether a message with a `producer` and a `sequence` that `topic` has already is not stored again.
 
-        It is confirmed all the same, with an id that is no message's.
+        It is confirmed all the same, with an id that is no message's. On a partitioned topic that goes for what is
+        `keyed` alone: each partition knows the last number that came to it, and what has no key goes to any of them.
+        Sent again under its number, it may come to one that has a higher number and drops it, though nobody has it.
 
         Raises:
             BrokerUnavailableError, AuthorizationError, BrokerError: the broker does not say.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import click
 
 from pulsartasks.app import PulsarTasks
-from pulsartasks.errors import PulsarTasksError
+from pulsartasks.errors import ConfigurationError, PulsarTasksError
 from pulsartasks.worker.child import AppImportError, find_app
 
 app_option = click.option(
@@ -25,6 +25,10 @@ def opened_app(path: str) -> Iterator[PulsarTasks]:
     """
     try:
         app = find_app(path)
+        if app.broker_url.startswith("memory:"):
+            raise ConfigurationError(
+                "memory:// is within one process, so what it has is seen there alone; use local://"
+            )
         try:
             yield app
         finally:

@@ -74,10 +74,6 @@ def replay(app_path: str, task_name: str | None, everything: bool, ids: tuple[st
 
 
 def _letters(app: PulsarTasks, task_name: str | None) -> DeadLetters:
-    if app.broker_url.startswith("memory:"):
-        raise ConfigurationError(
-            "memory:// is within one process, so its dead letters are seen there alone; use local://"
-        )
     if task_name is not None and task_name not in app.tasks:
         raise ConfigurationError(f"no task {task_name!r}; known are: {', '.join(sorted(app.tasks))}")
     if task_name is not None:

@@ -52,8 +52,11 @@ class Deduplication:
         answer: bool | None = None
         coverage, until = "keyed", float("inf")
         try:
-            answer = self._app.broker.deduplicates(topic)
-            coverage = self._where_deduplicated(topic) if answer else "nothing"
+            answer = self._app.broker.deduplicates(topic, keyed=True)
+            if not answer:
+                coverage = "nothing"
+            elif self._app.broker.deduplicates(topic, keyed=False):
+                coverage = "all"
         except PulsarTasksError:
             until = time.monotonic() + ASK_AGAIN
         if topic not in self._answers or answer is not known:
@@ -61,14 +64,6 @@ class Deduplication:
             _log.info("outbox.reached", outbox=self._name, topic=topic, delivery=delivery)
         self._answers[topic] = (answer, coverage, until)
         return coverage
-
-    def _where_deduplicated(self, topic: str) -> Coverage:
-        """Each partition knows the last number that came to it, and what has no key goes to any of them.
-
-        Sent again under its number, it may come to one that has a higher number and drops it, though nobody has it.
-        """
-        state = self._app.broker.inspect(topic)
-        return "all" if state is not None and not state.partitions else "keyed"
 
     def producer(self, shard: int) -> str:
         """The name under which all relays of a shard publish; with the app's, as others may have such an outbox."""

@@ -39,6 +39,8 @@ WATCH_EVERY = 0.05
 """Seconds between two looks whether the broker was lost; Pulsar's client is back after 0.1 s at the earliest."""
 STAND_BY = 1.0
 """Seconds between two tries to get a subscription that another worker holds."""
+FORGIVEN_AFTER = 60.0
+"""Seconds without an error after which the next one is met like a first one."""
 ORDERED_BUFFER = 1000
 """Messages of waiting keys that one consumer holds; beyond that it receives no more until some are settled."""
 EARLY_TICK = 2.0
@@ -155,21 +157,19 @@ class ConsumerThreads(ABC):
     def _main(self) -> None:
         consumer = self._consumer
         assert consumer is not None  # threads start after it was opened
-        tries = 0
+        tries = -1
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
                 self._work(consumer)
-                tries = 0
             except ClosedError:
                 return
             except PulsarTasksError as error:
                 _log.warning("consumer.failed", subscription=self.subscription.name, error=str(error))
-                self._stopping.wait(backoff(tries, factor=0.1, maximum=5.0))
-                tries += 1
             except Exception:  # noqa: BLE001 - a middleware's or our own bug must not end a thread in silence
                 _log.exception("consumer.failed", subscription=self.subscription.name)
-                self._stopping.wait(backoff(tries, factor=0.1, maximum=5.0))
-                tries += 1
+            tries = 0 if time.monotonic() - began > FORGIVEN_AFTER else tries + 1
+            self._stopping.wait(backoff(tries, factor=0.1, maximum=5.0))
 
     def _wait_until_due(self, delivery: Delivery) -> bool:
         """Hold a message that came early; False if it must not run here: the worker stops, or it is far too early."""

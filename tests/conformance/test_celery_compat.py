@@ -105,11 +105,12 @@ def test_delay_and_apply_async_are_two_ways_to_say_the_same(proj: Proj) -> None:
         proj.add.delay(2, y=2),
         proj.add.apply_async((2,), {"y": 2}),
         proj.add.apply_async(args=[2, 2], kwargs={"debug": True}),
+        proj.add.apply_async(None, {"x": 2, "y": 2}),
         proj.add.s(2, 2).apply_async(),
         proj.add.s(2, 2, debug=True).delay(),
     ]
 
-    assert [call.get(PATIENCE) for call in calls] == [4] * 5
+    assert [call.get(PATIENCE) for call in calls] == [4] * 6
     assert proj.seen == ["debug", "debug"]
 
 

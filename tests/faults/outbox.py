@@ -80,7 +80,8 @@ def _deduplicate(stage: Stage) -> None:
         stage.app.declare(topic)
         if stage.setting.server is not None:
             stage.setting.server.admin("POST", f"{topic.replace('://', '/')}/deduplicationEnabled", True)
-    wait_until(lambda: all(map(stage.app.broker.deduplicates, topics)), "the policy is not in force")
+    deduplicates = stage.app.broker.deduplicates
+    wait_until(lambda: all(deduplicates(topic, keyed=True) for topic in topics), "the policy is not in force")
 
 
 def _outage(stage: Stage) -> None:

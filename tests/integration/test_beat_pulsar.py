@@ -137,7 +137,7 @@ def test_tick_without_a_key_that_was_sent_before_is_found_whichever_partition_ha
         app.schedule(f"entry-{number}", every(3600.0), topic.s({}))
     app.declare(topic.full_name)
     pulsar_server.admin("POST", f"{topic.full_name.replace('://', '/')}/deduplicationEnabled", True)
-    wait_until(lambda: app.broker.deduplicates(topic.full_name), "the policy is not in force")
+    wait_until(lambda: app.broker.deduplicates(topic.full_name, keyed=True), "the policy is not in force")
     app.clock = clock = FrozenClock(datetime(2026, 6, 1, 12, tzinfo=timezone.utc))
 
     with watching(app, topic.full_name, "s") as ticks:
@@ -167,7 +167,7 @@ def test_where_the_broker_deduplicates_a_tick_in_doubt_is_sent_at_once_and_store
 ) -> None:
     topic = app.tasks["often"].topics.calls
     pulsar_server.admin("POST", f"{topic.replace('://', '/')}/deduplicationEnabled", True)
-    wait_until(lambda: app.broker.deduplicates(topic), "the policy is not in force")
+    wait_until(lambda: app.broker.deduplicates(topic, keyed=True), "the policy is not in force")
     now = int(app.clock.now()) * 1000
     schedule = str(app.scheduled["often"].schedule)
     for _ in range(3):  # leaders that were killed after they had sent it

@@ -38,7 +38,7 @@ def deduplicating(shop: Shop, pulsar_server: PulsarServer) -> Shop:
 def _deduplicated(shop: Shop, pulsar_server: PulsarServer) -> Shop:
     topic = shop.ordered.full_name
     pulsar_server.admin("POST", f"{topic.replace('://', '/')}/deduplicationEnabled", True)
-    wait_until(lambda: shop.app.broker.deduplicates(topic), "the policy is not in force")
+    wait_until(lambda: shop.app.broker.deduplicates(topic, keyed=True), "the policy is not in force")
     return shop
 
 

@@ -119,7 +119,7 @@ class LocalBroker(Broker):
         found = self.store.inspect(topic, now=self.clock.now())
         return None if found is None else TopicState(0, found)
 
-    def deduplicates(self, topic: str) -> bool:
+    def deduplicates(self, topic: str, *, keyed: bool) -> bool:
         return True
 
     def subscribe(self, subscription: Subscription) -> LocalConsumer:

@@ -110,8 +110,11 @@ class PulsarBroker(Broker):
     def administration(self) -> Administration:
         return self._admin
 
-    def deduplicates(self, topic: str) -> bool:
-        return is_persistent(topic) and self._admin.deduplicates(topic)
+    def deduplicates(self, topic: str, *, keyed: bool) -> bool:
+        if not is_persistent(topic) or not self._admin.deduplicates(topic):
+            return False
+        state = None if keyed else self.inspect(topic)
+        return keyed or (state is not None and not state.partitions)
 
     def retire(self, producer: str) -> None:
         self._publisher.retire(producer)
