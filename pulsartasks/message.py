@@ -78,7 +78,7 @@ OURS = frozenset(
 """All headers that are not the caller's own."""
 
 
-class Publication(msgspec.Struct, frozen=True):  # a Struct, since one is made for every message
+class Publication(msgspec.Struct, frozen=True, gc=False):  # a Struct, since one is made for every message
     """A message on its way to the broker."""
 
     topic: str

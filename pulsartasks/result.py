@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pulsartasks.errors import (
@@ -25,17 +26,15 @@ from pulsartasks.serializers import PayloadCodec
 R_co = TypeVar("R_co", covariant=True)
 
 
-class Revoke(Protocol):
-    """Revokes one call."""
-
-    def __call__(self, *, terminate: bool = False) -> None: ...
-
-
-class Keeps(Protocol):
+class Home(Protocol):
     """An app, which has a store in each process."""
 
     @property
     def results(self) -> ResultStore: ...
+
+    def revoke(self, task_id: str, *, terminate: bool = False, eta: datetime | None = None) -> None:
+        """See `PulsarTasks.revoke`."""
+        ...
 
 
 class NextAttempt(NamedTuple):
@@ -53,20 +52,21 @@ class AsyncResult(Generic[R_co]):
     def __init__(
         self,
         task_id: str,
-        app: Keeps | None,
+        app: Home,
         codec: PayloadCodec[R_co],
         *,
         task: str,
-        revoke: Revoke,
+        kept: bool,
         sent_here: bool = True,
     ) -> None:
         self.id = task_id
         self.task = self.name = task
         self._app = app
-        self._store = None if app is None else app.results
+        self._store = app.results if kept else None
         self._forks = forks.count
         self._codec = codec
-        self._revoke = revoke
+        self.due: float | None = None
+        """When it is to run, in seconds since the epoch; None: at once, or that is not known here."""
         self._sent_here = sent_here
         self._result: Result | None = None
         self._newest: Result | None = None
@@ -78,10 +78,13 @@ class AsyncResult(Generic[R_co]):
         """Of what it leaves with, if it was called in a block of ``app.publishing()``."""
         self.parent: AsyncResult[Any] | GroupResult[Any] | None = None
         """Of the call before it in its canvas; known to whoever sent that."""
-        self.children: list[AsyncResult[Any] | GroupResult[Any]] = []
-        """Of what is called with its result; the same."""
         self.doubt = ""
         """The option because of which nobody may ever answer, if any."""
+
+    @cached_property
+    def children(self) -> list[AsyncResult[Any] | GroupResult[Any]]:
+        """Of what is called with its result; known to whoever sent that."""
+        return []
 
     def get(
         self,
@@ -250,7 +253,8 @@ class AsyncResult(Generic[R_co]):
 
     def revoke(self, *, terminate: bool = False) -> None:
         """Have the task not run; see `PulsarTasks.revoke`."""
-        self._revoke(terminate=terminate)
+        eta = None if self.due is None else datetime.fromtimestamp(self.due, timezone.utc)
+        self._app.revoke(self.id, terminate=terminate, eta=eta)
 
     def forget(self) -> None:
         """Have its result, there already or not, not be had any more: for this handle at once, for look-ups by its id
@@ -351,7 +355,7 @@ class AsyncResult(Generic[R_co]):
         return self._looked_at is None or time.monotonic() - self._looked_at >= LOOK_AGAIN
 
     def _kept_results(self) -> ResultStore:
-        if self._app is None or self._store is None:
+        if self._store is None:
             raise PulsarTasksError(
                 f"{self.task} keeps no results (ignore_result=True); leave that option out to wait for them"
             )

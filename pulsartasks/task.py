@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import islice
 from typing import Any, Concatenate, Final, Generic, Protocol, overload
@@ -483,13 +483,15 @@ class Task(Handlers, Generic[P, R, C]):
         task_id = headers[TASK_ID]
         ignored = self.ignores_result(headers)
         errors_alone = ignored and self.options.store_errors_even_if_ignored
-        app = None if ignored and not errors_alone else self._host
-        due = None if eta is None else datetime.fromtimestamp(eta, timezone.utc)
-        revoke = functools.partial(self._host.revoke, task_id, eta=due)
         call: AsyncResult[R] = AsyncResult(
-            task_id, app, self.result_codec, task=self.name, revoke=revoke, sent_here=sent_here
+            task_id,
+            self._host,
+            self.result_codec,
+            task=self.name,
+            kept=not ignored or errors_alone,
+            sent_here=sent_here,
         )
-        call.block = block
+        call.block, call.due = block, eta
         if not self.options.durable:
             call.doubt = "durable=False"
         elif errors_alone:

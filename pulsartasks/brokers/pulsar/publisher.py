@@ -75,9 +75,12 @@ class Publisher:
     def publish_many(self, publications: Sequence[Publication], *, timeout: float) -> list[str | PulsarTasksError]:
         """As `Broker.publish_many`."""
         self._connection.check()
-        call = _Call(publications, timeout)
+        sent = False
         if len(publications) == 1:
-            self._send_alone(call)
+            outcome, sent = self._send_alone(publications[0], time.monotonic() + timeout)
+            if outcome is not None:
+                return [outcome]
+        call = _Call(publications, timeout, sent=sent)
         while waiting := call.waiting():
             outlets: list[_Outlet] = []
             try:
@@ -103,21 +106,25 @@ class Publisher:
             outlets, self._outlets = list(self._outlets.values()), OrderedDict()
         self._connection.end(partial(_close_all, outlets, self._connection))
 
-    def _send_alone(self, call: _Call) -> None:
-        """Send a single message by the client's blocking call, if the producer is open and stays so.
+    def _send_alone(self, publication: Publication, deadline: float) -> tuple[str | PulsarTasksError | None, bool]:
+        """What becomes of a single message, and whether it was sent; None if that needs more than an open producer.
 
-        A callback would take the GIL on a thread of the client, which costs as much as all the rest of a call.
+        By the client's blocking call: a callback would take the GIL on a thread of the client, which costs as much as
+        all the rest.
         """
-        for route in call.waiting():
-            outlet = self._enter(route)
-            try:
-                if outlet.opening.done() and outlet.failure is None:
-                    with self._deadlines.watch(outlet, call.deadline):
-                        answered = call.send_alone(outlet)
-                    if not answered:
-                        self._discard(outlet)
-            finally:
-                self._leave([outlet])
+        if (refused := refusal(publication)) is not None:
+            return refused, False
+        outlet = self._enter((publication.topic, publication.producer))
+        try:
+            if outlet.client_producer is None:
+                return None, False
+            with self._deadlines.watch(outlet, deadline):
+                outcome = outlet.send(publication)
+            if outcome is None:  # closed before there was an answer
+                self._discard(outlet)
+            return outcome, True
+        finally:
+            self._leave([outlet])
 
     def _attempt(self, call: _Call, outlets: Sequence[_Outlet], waiting: dict[_Route, list[int]]) -> None:
         """Send what is `waiting`, and wait until it is answered or the call's time is up."""
@@ -166,6 +173,7 @@ class Publisher:
             self._forget(outlet)
             outlet.opening.set_exception(error)
         else:
+            outlet.client_producer = producer
             outlet.opening.set_result(producer)
 
     def _discard(self, outlet: _Outlet) -> None:
@@ -188,6 +196,8 @@ class _Outlet:
         self._schema = schema
         self._packing = packing
         self.opening: Future[Any] = Future()
+        self.client_producer: Any = None
+        """The client's own, once it is open."""
         self.users = 0
 
     @property
@@ -212,6 +222,20 @@ class _Outlet:
                 **connection.encryption,
             )
         return connection.keep(producer)
+
+    def send(self, publication: Publication) -> str | PulsarTasksError | None:
+        """Send a message through the open producer; None if that was closed before there was an answer."""
+        try:
+            message_id = self.client_producer.send(publication.value, **_send_options(publication))
+        except pulsar.AlreadyClosed:
+            return None
+        except (TypeError, ValueError, OverflowError) as error:  # from the binding
+            return not_data(error)
+        except pulsar.Interrupted:  # see errors.translated
+            raise KeyboardInterrupt from None
+        except pulsar.PulsarException as error:
+            return to_error(type(error).__name__, f"publish to {self.topic}")
+        return message_id_text(message_id)
 
     def close(self, connection: Connection) -> None:
         """Close the producer, now or as soon as it opened; the client then answers all that waits on it."""
@@ -246,7 +270,7 @@ def _close_all(outlets: Sequence[_Outlet], connection: Connection) -> None:
 class _Call:
     """One call of `publish_many`: what it sends, what is on its way, and what became of each message."""
 
-    def __init__(self, publications: Sequence[Publication], timeout: float) -> None:
+    def __init__(self, publications: Sequence[Publication], timeout: float, *, sent: bool) -> None:
         self._publications = publications
         self._timeout = timeout
         self.deadline = time.monotonic() + timeout
@@ -254,7 +278,7 @@ class _Call:
         self._changed = threading.Condition(self._lock)
         self._outcomes: list[str | PulsarTasksError | None] = [refusal(publication) for publication in publications]
         self._on_the_way: dict[int, _Outlet] = {}
-        self._sent: set[int] = set()
+        self._sent: set[int] = {0} if sent else set()
         self._failures: dict[str, BaseException] = {}
         self._broken: set[_Outlet] = set()
 
@@ -273,27 +297,9 @@ class _Call:
     def outcomes(self) -> list[str | PulsarTasksError]:
         return [outcome for outcome in self._outcomes if outcome is not None]
 
-    def send_alone(self, outlet: _Outlet) -> bool:
-        """Send the only message and take the answer; False if the producer was closed before there was one."""
-        [publication] = self._publications
-        self._sent.add(0)
-        try:
-            message_id = outlet.opening.result().send(publication.value, **_send_options(publication))
-        except pulsar.AlreadyClosed:
-            return False
-        except (TypeError, ValueError, OverflowError) as error:  # from the binding
-            self._outcomes[0] = not_data(error)
-        except pulsar.Interrupted:  # see errors.translated
-            raise KeyboardInterrupt from None
-        except pulsar.PulsarException as error:
-            self._outcomes[0] = to_error(type(error).__name__, f"publish to {outlet.topic}")
-        else:
-            self._outcomes[0] = message_id_text(message_id)
-        return True
-
     def send(self, indices: Sequence[int], outlet: _Outlet) -> None:
         """Send these messages in order, unless the time is up before."""
-        send_async = outlet.opening.result().send_async
+        send_async, answered = outlet.client_producer.send_async, self._answered
         for index in indices:
             if len(self._on_the_way) >= _WINDOW and not self._wait_until_on_the_way(_WINDOW // 2):
                 return
@@ -301,7 +307,7 @@ class _Call:
             self._sent.add(index)
             self._on_the_way[index] = outlet
             try:
-                send_async(publication.value, partial(self._answered, index, outlet), **_send_options(publication))
+                send_async(publication.value, partial(answered, index, outlet), **_send_options(publication))
             except (TypeError, ValueError, OverflowError) as error:  # from the binding
                 del self._on_the_way[index]
                 self._outcomes[index] = not_data(error)
