@@ -100,7 +100,7 @@ class Journal:
     def finish(self, id_: str, delivered: str) -> None:
         """Note that a message is settled, just before the broker is told.
 
-        It waits no more, and what was `delivered` (see `delivery_name`) must not run again.
+        It waits no more, and what was `delivered` (subscription and message id) is not to run again.
         """
         if id_ in self._waiting:
             with self._lock:
