@@ -25,7 +25,6 @@ from pulsartasks.canvas import CallKeywords
 from pulsartasks.catalog import CHORD_PARTS, RESULTS, REVOCATIONS, UNIQUE_CLAIMS, AppTopic, catalog
 from pulsartasks.clock import Clock, FrozenClock, SystemClock
 from pulsartasks.errors import ConfigurationError, PulsarTasksError
-from pulsartasks.forks import forks
 from pulsartasks.handlers import connect_handlers
 from pulsartasks.message import Publication
 from pulsartasks.middleware.base import Middleware, wrap_publish
@@ -470,7 +469,7 @@ class PulsarTasks:
             topic.forget_names()
         for task in (*self._tasks.values(), *self._elsewhere.values()):
             task.forget_names()
-        if connection is not None and connection.forks == forks.count:
+        if connection is not None and connection.pid == os.getpid():
             connection.close()
 
     # Internals
@@ -502,10 +501,10 @@ class PulsarTasks:
 
     def _connect(self) -> _Connection:
         connection = self._connection
-        if connection is not None and connection.forks == forks.count:
+        if connection is not None and connection.pid == os.getpid():
             return connection
         with self._lock:
-            if self._connection is None or self._connection.forks != forks.count:
+            if self._connection is None or self._connection.pid != os.getpid():
                 # A connection inherited through a fork is never touched, not even to free it: its threads are not here.
                 self._connection = _Connection(self, inherited=self._connection)
             return self._connection
@@ -515,7 +514,7 @@ class _Connection:
     """What one process has open."""
 
     def __init__(self, app: PulsarTasks, *, inherited: _Connection | None) -> None:
-        self.forks = forks.count
+        self.pid = os.getpid()
         self.declared: set[str] = set()
         self.broker = open_broker(app.broker_url)
         reply = os.environ.get("PULSARTASKS_REPLY_TO")
@@ -535,7 +534,7 @@ class _Connection:
 
     def close(self) -> None:
         atexit.unregister(self.close)
-        if self.forks != forks.count:
+        if self.pid != os.getpid():
             return  # at the end of a forked child: what it inherited is its parent's
         self.threads.shutdown(wait=False)
         self.results.close()

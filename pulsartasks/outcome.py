@@ -57,5 +57,5 @@ class Replaced:
 
 
 Outcome: TypeAlias = "Succeeded | Retried | Died | Skipped | Revoked | Replaced"
-Failed: TypeAlias = "Retried | Died | Skipped | Revoked | Replaced"
+Unsuccessful: TypeAlias = "Retried | Died | Skipped | Revoked | Replaced"
 """All but a success."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,7 +18,6 @@ from pulsartasks.errors import (
     ResultTimeoutError,
     UnreadableMessageError,
 )
-from pulsartasks.forks import forks
 from pulsartasks.graph import DependencyGraph
 from pulsartasks.publishing import Block
 from pulsartasks.results.base import LOOK_AGAIN, Extended, Progress, Result, ResultStore, newer
@@ -63,7 +63,7 @@ class AsyncResult(Generic[R_co]):
         self.task = self.name = task
         self._app = app
         self._store = app.results if kept else None
-        self._forks = forks.count
+        self._pid = os.getpid()
         self._codec = codec
         self.due: float | None = None
         """When it is to run, in seconds since the epoch; None: at once, or that is not known here."""
@@ -359,8 +359,8 @@ class AsyncResult(Generic[R_co]):
             raise PulsarTasksError(
                 f"{self.task} keeps no results (ignore_result=True); leave that option out to wait for them"
             )
-        if self._forks != forks.count:  # inherited through a fork: the store is the parent's, and so is what is pushed
-            self._store, self._sent_here, self._forks = self._app.results, False, forks.count
+        if self._pid != os.getpid():  # inherited through a fork: the store is the parent's, and so is what is pushed
+            self._store, self._sent_here, self._pid = self._app.results, False, os.getpid()
         return self._store
 
     def __repr__(self) -> str:

@@ -15,7 +15,6 @@ WORDS = {
     "clock",
     "crashes",
     "errors",
-    "forks",
     "message",
     "options",
     "outcome",

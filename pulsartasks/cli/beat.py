@@ -42,12 +42,12 @@ def beat(
     if as_json and not only_list:
         raise click.UsageError("--json goes with --list")
     if only_list:
-        with opened_app(app_path) as app:
+        with opened_app(app_path, in_memory=True) as app:
             click.echo("\n".join(_as_json(app) if as_json else _as_table(app)))
         return
     configure_logging(log_level, again=True)
     try:
-        with opened_app(app_path) as app:
+        with opened_app(app_path, in_memory=True) as app:
             configure_logging(log_level, app.signals)
             run(app, health=None if health_port is None else (health_host, health_port))
     except click.ClickException as error:

@@ -18,14 +18,15 @@ app_option = click.option(
 
 
 @contextmanager
-def opened_app(path: str) -> Iterator[PulsarTasks]:
+def opened_app(path: str, *, in_memory: bool = False) -> Iterator[PulsarTasks]:
     """The app at `path`, closed at the end; what goes wrong is said in one line and exits with status 1.
 
-    Above it is the traceback of a module that cannot be imported.
+    Above it is the traceback of a module that cannot be imported. An app in memory, of which only its own process sees
+    anything, is refused unless it may be `in_memory`.
     """
     try:
         app = find_app(path)
-        if app.broker_url.startswith("memory:"):
+        if app.broker_url.startswith("memory:") and not in_memory:
             raise ConfigurationError(
                 "memory:// is within one process, so what it has is seen there alone; use local://"
             )

@@ -34,7 +34,6 @@ from pulsartasks.errors import (
     UnreadableMessageError,
     WorkerCrashedError,
 )
-from pulsartasks.forks import forks
 from pulsartasks.message import Request, read_int
 from pulsartasks.middleware.base import Execute, Middleware, wrap_execute
 from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
@@ -101,6 +100,8 @@ class Executor:
 
     def receive(self, delivery: Delivery, subscription: str) -> None:
         """Tell the caller that the message is here, if it wants to know."""
+        if not self._tracks:
+            return
         route = self._routes[delivery.topic, subscription]
         headers = route.headers(delivery)
         task = route.by_name.get(headers.get(message.TASK) or route.task.name)
@@ -120,7 +121,7 @@ class Executor:
         if self.guard.finished_elsewhere(subscription, delivery):
             delivery.acknowledge()
             return None
-        if self._tracks and not in_place:
+        if not in_place:
             self.receive(delivery, subscription)
         run = self._read(delivery, subscription, retries)
         said = log_of_run(run.request)
@@ -327,11 +328,11 @@ class Executor:
     def _interruptibly(self, task: Task[..., Any], task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         limit = task.options.soft_time_limit
         if not task.is_async:
-            before = forks.count
+            process = os.getpid()
             try:
                 return self._interrupts.run(RunningFunction(task.name, task_id), limit, task.function, args, kwargs)
             finally:
-                if forks.count != before:
+                if os.getpid() != process:
                     _end_copy()
         running = RunningCoroutine(task.name, task_id, loop=self._loop.get())
 

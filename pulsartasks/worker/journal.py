@@ -85,7 +85,7 @@ class Journal:
 
     def end(self) -> None:
         """Note that this thread runs nothing any more."""
-        self._map[self._local.slot] = _FREE
+        self._map[self.slot] = _FREE
 
     def postpone(self, id_: str, retries: int) -> None:
         """Note that a message waits in its place after so many failed attempts."""
@@ -289,7 +289,7 @@ def _traces(content: bytes | mmap.mmap, offsets: Iterable[int], *, running: bool
 def _finished(content: bytes | mmap.mmap, layout: _Layout) -> list[str]:
     entries = [_DONE.unpack_from(content, layout.finished(number)) for number in range(layout.counts[2])]
     newest = max((instant for instant, _ in entries), default=0.0)
-    return [_text(name.rstrip(b"\0")) for instant, name in entries if instant and instant > newest - _UNHEARD]
+    return [_text(name.partition(b"\0")[0]) for instant, name in entries if instant and instant > newest - _UNHEARD]
 
 
 def _text(name: bytes) -> str:

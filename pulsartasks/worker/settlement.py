@@ -7,7 +7,8 @@ import threading
 import time
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import msgspec
 import structlog
@@ -16,7 +17,7 @@ from typing_extensions import assert_never
 from pulsartasks import message
 from pulsartasks.app import PulsarTasks
 from pulsartasks.errors import CallError, InvalidArgumentsError, PulsarTasksError, TaskRevokedError
-from pulsartasks.outcome import Died, Failed, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded
+from pulsartasks.outcome import Died, Outcome, Replaced, Retried, Revoked, Skipped, Succeeded, Unsuccessful
 from pulsartasks.results.base import LONGEST_TEXT, Extended, RemoteError, Result, State, text_of
 from pulsartasks.retry import backoff
 from pulsartasks.serializers import UNREADABLE, encode
@@ -43,12 +44,16 @@ class Settler:
         self._once = once
         self._follow_up = follow_up
         self._stopping = threading.Event()
-        self._log = structlog.get_logger("pulsartasks").bind()  # the configuration looked up once and not for each line
         self._results = ResultThread(
             lambda packed: app.results.store(packed),  # noqa: PLW0108 - the store is opened by its first use
             self._stopping,
             SETTLE_PATIENCE,
         )
+
+    @cached_property
+    def _log(self) -> Any:
+        """A logger whose configuration is looked up at its first line, and not for each."""
+        return structlog.get_logger("pulsartasks").bind()
 
     def stop(self) -> None:
         """From now on give up at the first refusal: the broker delivers the message again elsewhere."""
@@ -186,7 +191,7 @@ def _extended(run: Run) -> Extended:
     return extended
 
 
-def report(run: Run, outcome: Failed) -> None:
+def report(run: Run, outcome: Unsuccessful) -> None:
     """Log what became of an attempt that did not succeed."""
     match outcome:
         case Retried(error, delay):

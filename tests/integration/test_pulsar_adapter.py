@@ -213,8 +213,8 @@ def test_publish_that_the_broker_rejects_ends_at_its_timeout_and_the_next_one_wo
 
     started = time.monotonic()
     with pytest.raises(PublishTimeoutError, match="may or may not"):
-        broker.publish(rejected, timeout=1.0)
-    assert time.monotonic() - started < 3.0
+        broker.publish(rejected, timeout=3.0)
+    assert time.monotonic() - started < 5.0  # and is not tried for another three
 
     assert broker.publish(*text(short_delays_only, "next"), timeout=LONG)
 

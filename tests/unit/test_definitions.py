@@ -476,17 +476,28 @@ def test_list_of_no_topics_is_refused(topics: str) -> None:
     assert f"Invalid value for -Q: {topics!r} names no topic; leave it out" in refused.output
 
 
-def test_nothing_is_looked_for_in_another_processs_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An app on a broker in memory, as ``-A`` takes it."""
     (tmp_path / "in_memory.py").write_text(
         "from pulsartasks import PulsarTasks\napp = PulsarTasks('shop', 'memory://')\napp.task(print, name='work')\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return "in_memory:app"
 
+
+def test_nothing_is_looked_for_in_another_processs_memory(in_memory: str) -> None:
     for command in ("dlq list", "dlq show 7", "dlq replay --all", "topics list", "topics plan", "topics apply"):
-        refused = CliRunner().invoke(main, [*command.split(), "-A", "in_memory:app"])
+        refused = CliRunner().invoke(main, [*command.split(), "-A", in_memory])
 
         assert refused.exit_code == 1
         assert "memory:// is within one process, so what it has is seen there alone; use local://" in refused.output
+
+
+def test_schedule_of_an_app_in_memory_is_listed_since_it_needs_no_broker(in_memory: str) -> None:
+    listed = CliRunner().invoke(main, ["beat", "--list", "-A", in_memory])
+
+    assert (listed.exit_code, listed.output.split()[0]) == (0, "entry")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from pulsartasks.errors import (
     BrokerUnavailableError,
     ClosedError,
 )
-from pulsartasks.forks import forks
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing one thing may take; a broker that does not answer is left to find out by itself."""
@@ -54,8 +53,6 @@ class Connection:
         self._handles: set[Any] = set()
         self._ending: set[threading.Thread] = set()
         self._pid: int | None = None
-        self._opened_after: int | None = None
-        """How many forks."""
         self._closed = False
         self._let_in = False
         self._silent_until = 0.0
@@ -72,7 +69,7 @@ class Connection:
     @property
     def inherited(self) -> bool:
         """Whether this process was forked off the one that opened it, so that no call into the client would return."""
-        return self._opened_after is not None and self._opened_after != forks.count
+        return self._pid is not None and self._pid != os.getpid()
 
     def publishing(self) -> Any:
         """The `pulsar.Client` that publishes."""
@@ -146,7 +143,7 @@ class Connection:
 
     def check(self) -> None:
         """Refuse to go on after `close`, and in a forked child, where a call into the client would hang for ever."""
-        if self._opened_after is not None and self._opened_after != forks.count:
+        if self.inherited:
             raise BrokerError(
                 f"this broker was opened by process {self._pid} and cannot be used after a fork; "
                 "open one in the child, or fork before the first publish or subscribe"
@@ -235,7 +232,7 @@ class Connection:
                 raise ClosedError("the broker was closed")
             if role not in self._clients:
                 if self._pid is None:
-                    self._pid, self._opened_after = os.getpid(), forks.count
+                    self._pid = os.getpid()
                     _make_immortal(self._handles)
                 self._clients[role] = self._open()
                 self._handles.add(self._clients[role])

@@ -48,7 +48,7 @@ class PulsarConsumer(Consumer):
         self._session = 0
         """How often it has parted."""
         self._source = _beneath(self._consumer), 0
-        """What to receive from, and the session of what comes: both are changed at once."""
+        """What to receive from and settle by, and the session of what comes: both are changed at once."""
         self._on_close = on_close
         self._names = TopicNames()
         self._progress = Progress()
@@ -69,6 +69,7 @@ class PulsarConsumer(Consumer):
                 return delivery
             if not self._waits.acquire(timeout=max(timeout, 0.0)):
                 return None
+            wait = next_wait(deadline)
         try:
             while (delivery := self._next(wait)) is None and time.monotonic() < deadline:
                 wait = next_wait(deadline)

@@ -75,12 +75,12 @@ class Publisher:
     def publish_many(self, publications: Sequence[Publication], *, timeout: float) -> list[str | PulsarTasksError]:
         """As `Broker.publish_many`."""
         self._connection.check()
-        sent = False
+        deadline, sent = time.monotonic() + timeout, False
         if len(publications) == 1:
-            outcome, sent = self._send_alone(publications[0], time.monotonic() + timeout)
+            outcome, sent = self._send_alone(publications[0], deadline)
             if outcome is not None:
                 return [outcome]
-        call = _Call(publications, timeout, sent=sent)
+        call = _Call(publications, timeout, deadline, sent=sent)
         while waiting := call.waiting():
             outlets: list[_Outlet] = []
             try:
@@ -270,10 +270,10 @@ def _close_all(outlets: Sequence[_Outlet], connection: Connection) -> None:
 class _Call:
     """One call of `publish_many`: what it sends, what is on its way, and what became of each message."""
 
-    def __init__(self, publications: Sequence[Publication], timeout: float, *, sent: bool) -> None:
+    def __init__(self, publications: Sequence[Publication], timeout: float, deadline: float, *, sent: bool) -> None:
         self._publications = publications
         self._timeout = timeout
-        self.deadline = time.monotonic() + timeout
+        self.deadline = deadline
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._outcomes: list[str | PulsarTasksError | None] = [refusal(publication) for publication in publications]
