@@ -259,14 +259,22 @@ def as_arguments(
     Raises:
         InvalidArgumentsError: what is no list or tuple, such as a text, or no mapping.
     """
-    # The usual types first: to ask an abstract one takes ten times as long, for each call.
-    if not isinstance(args, (tuple, list, type(None))) and (
-        not isinstance(args, Sequence) or isinstance(args, (str, bytes))
-    ):
-        raise InvalidArgumentsError(f"args must be a list or tuple, e.g. (2, 3), not {args!r:.100}")
+    given = () if args is None else as_args(args)
     if not isinstance(kwargs, (dict, type(None), Mapping)):
         raise InvalidArgumentsError(f'kwargs must be a mapping, e.g. {{"x": 2}}, not {kwargs!r:.100}')
-    return tuple(args or ()), kwargs or {}
+    return given, kwargs or {}
+
+
+def as_args(args: Sequence[Any]) -> tuple[Any, ...]:
+    """What is given as the positional arguments of a call.
+
+    Raises:
+        InvalidArgumentsError: it is no list or tuple, such as a text.
+    """
+    # The usual types first: to ask an abstract one takes ten times as long, for each call.
+    if isinstance(args, (str, bytes)) or not isinstance(args, (tuple, list, Sequence)):
+        raise InvalidArgumentsError(f"args must be a list or tuple, e.g. (2, 3), not {args!r:.100}")
+    return tuple(args)
 
 
 def plan_links(links: Iterable[Canvas[Any]], draft: Draft) -> tuple[list[Steps], list[Handle]]:

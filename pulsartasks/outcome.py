@@ -56,6 +56,6 @@ class Replaced:
     canvas: Any
 
 
-Outcome: TypeAlias = "Succeeded | Retried | Died | Skipped | Revoked | Replaced"
 Unsuccessful: TypeAlias = "Retried | Died | Skipped | Revoked | Replaced"
 """All but a success."""
+Outcome: TypeAlias = "Succeeded | Unsuccessful"

@@ -18,7 +18,7 @@ from typing_extensions import ParamSpec, Self, TypeVar, Unpack
 
 from pulsartasks.batch import hints_of_each
 from pulsartasks.brokers.base import confirmed
-from pulsartasks.canvas import CallKeywords, Draft, Host, as_arguments, as_links, chunks, plan_links
+from pulsartasks.canvas import CallKeywords, Draft, Host, as_args, as_arguments, as_links, chunks, plan_links
 from pulsartasks.clock import Clock
 from pulsartasks.context import TaskContext
 from pulsartasks.errback import one_argument
@@ -273,7 +273,7 @@ class Task(Handlers, Generic[P, R, C]):
         publications = []
         for args in items:
             try:
-                publications.append(self.compose(*as_arguments(args, {}), self.call_options))
+                publications.append(self.compose(as_args(args), {}, self.call_options))
             except (InvalidArgumentsError, TypeError) as error:
                 raise InvalidArgumentsError(
                     f"item {sent + len(publications)}, {args!r:.100}: {error}; the {sent} before it were sent"

@@ -172,7 +172,7 @@ class Executor:
 
     def _read(self, delivery: Delivery, subscription: str, retries: int) -> Run:
         route = self._routes[delivery.topic, subscription]
-        headers = delivery.properties if route.task.event_topic is None else route.headers(delivery)
+        headers = route.headers(delivery)
         name = headers.get(message.TASK) or route.task.name
         task = route.by_name.get(name) or route.starmap(name)
         args: list[Any] = []
@@ -180,8 +180,7 @@ class Executor:
         unreadable = None
         if task is not None:
             try:
-                value = self._claims.fetch(delivery.value, headers) if message.CLAIM in headers else delivery.value
-                args, kwargs = _arguments(value, headers, task)
+                args, kwargs = _arguments(self._claims.fetch(delivery.value, headers), headers, task)
             except PulsarTasksError as error:
                 unreadable = error
         else:

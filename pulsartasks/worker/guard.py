@@ -119,7 +119,7 @@ class Guard:
             if self._journal is not None:
                 self._journal.begin(name, retries=retries, alone=alone, time_limit=time_limit)
         except BaseException:  # nobody would open the gate again
-            (self._gate.open if alone else self._gate.leave)()
+            self._leave(alone=alone)
             raise
         return True
 
@@ -137,10 +137,7 @@ class Guard:
         """After it."""
         if self._journal is not None:
             self._journal.end()
-        if alone:
-            self._gate.open()
-        else:
-            self._gate.leave()
+        self._leave(alone=alone)
 
     def postpone(self, name: str, retries: int) -> None:
         """The message waits in its place for its next attempt, after so many that failed."""
@@ -159,6 +156,12 @@ class Guard:
                 _log.warning("notice.refused", topic=self._notices.topic, error=str(error))
 
     # Internals
+
+    def _leave(self, *, alone: bool) -> None:
+        if alone:
+            self._gate.open()
+        else:
+            self._gate.leave()
 
     def _publish(self, report: CrashReport) -> None:
         self._notices.publish(msgspec.json.encode(report))

@@ -88,13 +88,11 @@ class Metrics(Middleware):
             seconds = time.perf_counter() - began
             with self._lock:
                 row[_RUNNING] -= 1
-                row[_AGES] += age
-                row[_AGES + 1 + bisect_left(AGES, age)] += 1
+                _observe(row, _AGES, AGES, age)
                 if outcome is not None:
                     row[_OUTCOME[type(outcome)]] += 1
                     if type(outcome) is not Revoked:  # most of these took no time, as they were not begun
-                        row[_SECONDS] += seconds
-                        row[_SECONDS + 1 + bisect_left(SECONDS, seconds)] += 1
+                        _observe(row, _SECONDS, SECONDS, seconds)
 
 
 def process_ended(pid: int, folder: Path) -> None:
@@ -125,6 +123,11 @@ def collect(folder: Path) -> Iterator[Any]:
         seconds.add_metric([task], *_histogram(row, _SECONDS, SECONDS))
         ages.add_metric([task], *_histogram(row, _AGES, AGES))
     yield from (settled, running, seconds, ages)
+
+
+def _observe(row: memoryview[float], column: int, buckets: Sequence[float], value: float) -> None:
+    row[column] += value
+    row[column + 1 + bisect_left(buckets, value)] += 1
 
 
 def _add_up(folder: Path) -> dict[str, list[float]]:

@@ -254,6 +254,13 @@ def test_arguments_that_are_no_list_are_refused(app: PulsarTasks, args: Any) -> 
         task.map([args])
 
 
+def test_item_that_is_none_is_refused_though_a_call_may_have_no_arguments(app: PulsarTasks) -> None:
+    task = _define(app, {})
+
+    with pytest.raises(InvalidArgumentsError, match=r"item 0, None: args must be a list or tuple"):
+        task.map([None])  # type: ignore[list-item]
+
+
 def test_keyword_arguments_that_are_no_mapping_are_refused(app: PulsarTasks) -> None:
     task, wrong = _define(app, {}), cast("Any", ["x"])
 

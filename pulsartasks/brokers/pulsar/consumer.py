@@ -63,16 +63,15 @@ class PulsarConsumer(Consumer):
         (lib/UnboundedBlockingQueue.h, `push`). Of a burst all but the first would lie there, though others have
         nothing to do, until that one's thread comes back or the time of another one is over.
         """
-        wait, deadline = min(max(int(timeout * 1000), 1), WAIT), time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         if not self._waits.acquire(blocking=False):
             if (delivery := self._next(0)) is not None:  # under load there is no need to line up
                 return delivery
             if not self._waits.acquire(timeout=max(timeout, 0.0)):
                 return None
-            wait = next_wait(deadline)
         try:
-            while (delivery := self._next(wait)) is None and time.monotonic() < deadline:
-                wait = next_wait(deadline)
+            while (delivery := self._next(next_wait(deadline))) is None and time.monotonic() < deadline:
+                pass
             return delivery
         finally:
             self._waits.release()

@@ -382,10 +382,12 @@ def _send_options(publication: Publication) -> dict[str, Any]:
         "properties": dict(publication.properties),
         "partition_key": publication.key,
         "sequence_id": publication.sequence,
-        "deliver_at": None if publication.deliver_at is None else _milliseconds(publication.deliver_at),
+        "deliver_at": _milliseconds(publication.deliver_at),
     }
 
 
-def _milliseconds(instant: float) -> int | None:
+def _milliseconds(instant: float | None) -> int | None:
     """For the broker, rounded up since early is worse than late; None for what is due."""
-    return math.ceil(instant * 1000) if instant > time.time() else None
+    if instant is None or instant <= time.time():
+        return None
+    return math.ceil(instant * 1000)
