@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -28,6 +29,7 @@ from pulsartasks.errors import (
 )
 from pulsartasks.message import Publication, read_eta
 from pulsartasks.retry import backoff
+from pulsartasks.worker.concurrency import Concurrency
 from pulsartasks.worker.crew import Crew, Member
 from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.lanes import Held, Lanes
@@ -51,6 +53,9 @@ _log = structlog.get_logger("pulsartasks")
 
 class ConsumerThreads(ABC):
     """Some threads on one subscription; start it once, stop it from anywhere."""
+
+    companion = False
+    """Whether it serves what comes due, beside the consumer of what is called."""
 
     def __init__(self, app: PulsarTasks, subscription: Subscription, *, threads: int) -> None:
         self.subscription = subscription
@@ -145,12 +150,11 @@ class ConsumerThreads(ABC):
 
     def _begin(self) -> None:
         self._standing_by.clear()
-        _log.info(
-            "consumer.started",
-            subscription=self.subscription.name,
-            mode=self.subscription.mode,
-            threads=len(self._threads),
-        )
+        name, mode, threads = self.subscription.name, self.subscription.mode, len(self._threads)
+        if self.companion:
+            _log.debug("companion.started", subscription=name, mode=mode, threads=threads)
+        else:
+            _log.info("consumer.started", subscription=name, mode=mode, threads=threads)
         for thread in self._threads:
             thread.start()
 
@@ -205,7 +209,11 @@ class ConsumerThreads(ABC):
 
 
 class SharedConsumer(ConsumerThreads):
-    """Receive, run, acknowledge: in the same thread."""
+    """Receive, run, acknowledge: in the same thread.
+
+    Args:
+        concurrency: of all consumers that serve the subscription together, each with as many threads.
+    """
 
     def __init__(
         self,
@@ -215,26 +223,36 @@ class SharedConsumer(ConsumerThreads):
         *,
         threads: int,
         aside: Mapping[str, str],
+        concurrency: Concurrency,
     ) -> None:
         super().__init__(app, subscription, threads=threads)
         self._executor = executor
         self._aside = aside
+        self._concurrency = concurrency
         self._crew = Crew()
 
     def stop(self) -> None:
         super().stop()
+        self._concurrency.stop()
         self._crew.wake()
 
     def _work(self, consumer: Consumer) -> None:
         member, receive = Member(), self._source(consumer)
         try:
             while not self._stopping.is_set():
-                delivery = receive()
+                delivery = self._take(receive)
                 if delivery is not None:
                     self._handle(delivery, member)
                 self._crew.wait_turn(member)
         finally:
             self._crew.leave(member)
+
+    def _take(self, receive: Callable[[], Delivery | None]) -> Delivery | None:
+        """A message whose run may begin now."""
+        delivery = receive()
+        if delivery is None or self._concurrency.enter():
+            return delivery
+        return None  # it goes back to the broker with what was prefetched
 
     def _handle(self, delivery: Delivery, member: Member) -> None:
         self._crew.begin(member)
@@ -246,6 +264,24 @@ class SharedConsumer(ConsumerThreads):
             raise
         finally:
             self._crew.end(member)
+            self._concurrency.leave()
+
+
+class CompanionConsumer(SharedConsumer):
+    """The same for what comes due, beside a consumer that has the subscription's topic for itself.
+
+    Its threads line up: one alone has a message whose run has to wait until others end.
+    """
+
+    companion = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._turn = threading.Lock()
+
+    def _take(self, receive: Callable[[], Delivery | None]) -> Delivery | None:
+        with self._turn:
+            return None if self._stopping.is_set() else super()._take(receive)
 
 
 class OrderedConsumer(ConsumerThreads):
@@ -394,6 +430,8 @@ class OrderedConsumer(ConsumerThreads):
 
 class Forwarder(ConsumerThreads):
     """Moves due messages to where they run: published and confirmed first, then acknowledged."""
+
+    companion = True
 
     def __init__(
         self, app: PulsarTasks, subscription: Subscription, destinations: Mapping[str, str], *, threads: int = 1

@@ -21,7 +21,8 @@ from pulsartasks.rate import interval
 from pulsartasks.task import Task
 from pulsartasks.topics import durable_topic, is_persistent, short_name
 from pulsartasks.worker.chords import Chords
-from pulsartasks.worker.consumer import ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
+from pulsartasks.worker.concurrency import Concurrency
+from pulsartasks.worker.consumer import CompanionConsumer, ConsumerThreads, Forwarder, OrderedConsumer, SharedConsumer
 from pulsartasks.worker.executor import Executor
 from pulsartasks.worker.once import Once
 from pulsartasks.worker.rate_limit import RateLimit
@@ -202,19 +203,26 @@ class Worker:
         return consumers
 
     def _consume_shared(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:
+        """Apart: what is not stored, for it needs a long queue where what is needs a short one; and a topic that is the
+        only one, as a consumer of several is slower (docs/decisions/0042-companions.md).
+        """
         topics = [name for t in tasks for name in (t.topics.work, t.topics.calls, t.topics.retry, t.topics.delayed)]
-        stored, volatile = [t for t in topics if is_persistent(t)], [t for t in topics if not is_persistent(t)]
-        # Apart: what is not stored needs a long queue, and what is a short one.
+        work = {task.topics.work for task in tasks}
+        lone = len(work) == 1 and settings.rate_limit is None  # which has one thread wait at a time
+        parts: dict[tuple[bool, bool], list[str]] = defaultdict(list)
+        for topic in topics:
+            parts[is_persistent(topic), lone and topic not in work].append(topic)
+        concurrency = Concurrency(settings.concurrency)
         return [
-            SharedConsumer(
+            (CompanionConsumer if companion else SharedConsumer)(
                 self.app,
                 _subscription(settings, alike),
                 self._executor,
                 threads=settings.concurrency,
                 aside=_aside(tasks),
+                concurrency=concurrency,
             )
-            for alike in (stored, volatile)
-            if alike
+            for (_, companion), alike in parts.items()
         ]
 
     def _consume_ordered(self, settings: _Settings, tasks: Sequence[Task[..., Any]]) -> list[ConsumerThreads]:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pulsartasks import PulsarTasks
+from pulsartasks import PulsarTasks, TaskContext
 from pulsartasks.options import Mode
 from tests.conformance.conftest import Workers
 
@@ -91,3 +91,45 @@ def test_concurrency_of_a_task_is_kept_beside_that_of_the_worker(app: PulsarTask
     for result in results:
         result.get(timeout=PATIENCE)
     assert max(most) <= 2
+
+
+def test_concurrency_is_kept_by_calls_that_come_due_and_by_retries_too(app: PulsarTasks, start_worker: Workers) -> None:
+    running: list[int] = []
+    most: list[int] = []
+
+    @app.task(bind=True, concurrency=1, retry_backoff=False, default_retry_delay=0.05, retry_jitter=False)
+    def one_at_a_time(self: TaskContext, number: int) -> None:
+        running.append(number)
+        most.append(len(running))
+        time.sleep(0.02)  # long enough for a second to show
+        running.remove(number)
+        if number % 3 == 0 and self.retries == 0:
+            raise self.retry()
+
+    start_worker(app)
+
+    results = [one_at_a_time.using(countdown=0.1 * (number % 2)).delay(number) for number in range(24)]
+
+    for result in results:
+        result.get(timeout=PATIENCE)
+    assert len(most) == 24 + 8
+    assert max(most) == 1
+
+
+def test_call_that_comes_due_has_its_turn_though_there_is_always_something_to_do(
+    app: PulsarTasks, start_worker: Workers
+) -> None:
+    done = threading.Event()
+
+    @app.task(concurrency=1, ignore_result=True)
+    def work(last: bool) -> None:
+        if last:
+            done.set()
+        elif not done.is_set():
+            work.delay(False)
+
+    app.publish_many([work.s(False).publication() for _ in range(20)])
+    work.using(countdown=0.5).delay(True)
+    start_worker(app)
+
+    assert done.wait(PATIENCE)
