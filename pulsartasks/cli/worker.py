@@ -22,7 +22,7 @@ from pulsartasks.worker.supervisor import Supervisor, WorkerOptions
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Threads for each subscription and process.",
+    help="Messages of each subscription that a process runs at once.",
 )
 @click.option(
     "--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the work."

@@ -28,8 +28,13 @@ class Concurrency:
         """How many wait for their turn."""
         return len(self._line)
 
+    @property
+    def full(self) -> bool:
+        """Whether somebody who came now would have to wait."""
+        return not self._room or bool(self._line)
+
     def enter(self) -> bool:
-        """Wait for one's turn; False if nothing begins any more."""
+        """Wait for one's turn; False for who has to wait, or waits, when nothing begins any more."""
         if not self._line:
             try:
                 self._room.pop()
@@ -65,6 +70,9 @@ class Concurrency:
         return not self._stopped
 
     def _admit(self) -> None:
-        while self._line and self._room:
-            self._room.pop()
+        while self._line:
+            try:
+                self._room.pop()
+            except IndexError:  # who took it without the lock sees the line when it leaves
+                return
             self._line.popleft().release()

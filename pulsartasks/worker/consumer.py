@@ -12,7 +12,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -36,7 +35,9 @@ from pulsartasks.worker.lanes import Held, Lanes
 from pulsartasks.worker.rate_limit import RateLimit
 
 RECEIVE_TIMEOUT = 0.5
-"""Seconds a thread waits for a message before it looks whether the worker is stopping."""
+"""Seconds for which a thread waits for a message while something may be waited for that its broker knows nothing of."""
+IDLE_TIMEOUT = 5.0
+"""Seconds for which it waits otherwise; when the worker stops, its broker wakes it."""
 WATCH_EVERY = 0.05
 """Seconds between two looks whether the broker was lost; Pulsar's client is back after 0.1 s at the earliest."""
 STAND_BY = 1.0
@@ -55,7 +56,7 @@ class ConsumerThreads(ABC):
     """Some threads on one subscription; start it once, stop it from anywhere."""
 
     companion = False
-    """Whether it serves what comes due, beside the consumer of what is called."""
+    """Whether it serves what comes in beside a topic."""
 
     def __init__(self, app: PulsarTasks, subscription: Subscription, *, threads: int) -> None:
         self.subscription = subscription
@@ -193,8 +194,10 @@ class ConsumerThreads(ABC):
 
     def _source(self, consumer: Consumer) -> Callable[[], Delivery | None]:
         """What gives a message, when a run may begin."""
-        receive, limit = partial(consumer.receive, RECEIVE_TIMEOUT), self.limit
-        return receive if limit is None else lambda: limit.take(receive, self._stopping)
+        limit = self.limit
+        if limit is None:
+            return partial(consumer.receive, IDLE_TIMEOUT)
+        return lambda: limit.take(partial(consumer.receive, RECEIVE_TIMEOUT), self._stopping)
 
     def _waits_on(self, topic: str) -> str:
         """Where a message that was received on `topic` waits until it is due."""
@@ -212,7 +215,7 @@ class SharedConsumer(ConsumerThreads):
     """Receive, run, acknowledge: in the same thread.
 
     Args:
-        concurrency: of all consumers that serve the subscription together, each with as many threads.
+        concurrency: its own, or kept together with that of a companion; each has as many threads.
     """
 
     def __init__(
@@ -229,6 +232,7 @@ class SharedConsumer(ConsumerThreads):
         self._executor = executor
         self._aside = aside
         self._concurrency = concurrency
+        self._turn = threading.Lock()
         self._crew = Crew()
 
     def stop(self) -> None:
@@ -240,19 +244,33 @@ class SharedConsumer(ConsumerThreads):
         member, receive = Member(), self._source(consumer)
         try:
             while not self._stopping.is_set():
-                delivery = self._take(receive)
+                delivery = self._take(consumer, receive)
                 if delivery is not None:
                     self._handle(delivery, member)
                 self._crew.wait_turn(member)
         finally:
             self._crew.leave(member)
 
-    def _take(self, receive: Callable[[], Delivery | None]) -> Delivery | None:
-        """A message whose run may begin now."""
-        delivery = receive()
-        if delivery is None or self._concurrency.enter():
-            return delivery
-        return None  # it goes back to the broker with what was prefetched
+    def _take(self, consumer: Consumer, receive: Callable[[], Delivery | None]) -> Delivery | None:
+        """A message whose run may begin now.
+
+        One thread at a time waits for one, and for its turn to run it, so that no more messages than that lie in hand
+        while others could run them. Under load, where there is room, nobody needs to line up.
+        """
+        if not self._turn.acquire(blocking=False):
+            if self.limit is None and not self._concurrency.full and (delivery := consumer.receive(0)) is not None:
+                return delivery if self._concurrency.enter() else self._refuse(delivery)
+            self._turn.acquire()
+        try:
+            delivery = None if self._stopping.is_set() else receive()
+            return delivery if delivery is None or self._concurrency.enter() else self._refuse(delivery)
+        finally:
+            self._turn.release()
+
+    def _refuse(self, delivery: Delivery) -> Delivery | None:
+        self._stopping.set()  # the worker stops, and this consumer is only the next to be told
+        delivery.release()
+        return None
 
     def _handle(self, delivery: Delivery, member: Member) -> None:
         self._crew.begin(member)
@@ -268,20 +286,9 @@ class SharedConsumer(ConsumerThreads):
 
 
 class CompanionConsumer(SharedConsumer):
-    """The same for what comes due, beside a consumer that has the subscription's topic for itself.
-
-    Its threads line up: one alone has a message whose run has to wait until others end.
-    """
+    """The same for what comes due, and for calls of a topic's handler, beside the consumer of the topic."""
 
     companion = True
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._turn = threading.Lock()
-
-    def _take(self, receive: Callable[[], Delivery | None]) -> Delivery | None:
-        with self._turn:
-            return None if self._stopping.is_set() else super()._take(receive)
 
 
 class OrderedConsumer(ConsumerThreads):
@@ -441,7 +448,7 @@ class Forwarder(ConsumerThreads):
 
     def _work(self, consumer: Consumer) -> None:
         while not self._stopping.is_set():
-            delivery = consumer.receive(RECEIVE_TIMEOUT)
+            delivery = consumer.receive(IDLE_TIMEOUT)
             if delivery is not None:
                 self._handle(delivery)
 

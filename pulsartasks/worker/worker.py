@@ -208,11 +208,12 @@ class Worker:
         """
         topics = [name for t in tasks for name in (t.topics.work, t.topics.calls, t.topics.retry, t.topics.delayed)]
         work = {task.topics.work for task in tasks}
-        lone = len(work) == 1 and settings.rate_limit is None  # which has one thread wait at a time
+        # A rate limit has one thread wait at a time, and a batch has many threads as it is.
+        lone = len(work) == 1 and settings.rate_limit is None and tasks[0].options.batch is None
         parts: dict[tuple[bool, bool], list[str]] = defaultdict(list)
         for topic in topics:
             parts[is_persistent(topic), lone and topic not in work].append(topic)
-        concurrency = Concurrency(settings.concurrency)
+        together = Concurrency(settings.concurrency)
         return [
             (CompanionConsumer if companion else SharedConsumer)(
                 self.app,
@@ -220,7 +221,7 @@ class Worker:
                 self._executor,
                 threads=settings.concurrency,
                 aside=_aside(tasks),
-                concurrency=concurrency,
+                concurrency=together if lone else Concurrency(settings.concurrency),
             )
             for (_, companion), alike in parts.items()
         ]

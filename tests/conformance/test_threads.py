@@ -10,6 +10,7 @@ import pytest
 from pulsartasks import PulsarTasks, TaskContext
 from pulsartasks.options import Mode
 from tests.conformance.conftest import Workers
+from tests.services import wait_until
 
 pytestmark = pytest.mark.guarantee(6)
 
@@ -133,3 +134,31 @@ def test_call_that_comes_due_has_its_turn_though_there_is_always_something_to_do
     start_worker(app)
 
     assert done.wait(PATIENCE)
+
+
+def test_worker_whose_places_are_taken_by_what_came_due_leaves_the_rest_to_others(
+    app: PulsarTasks, start_worker: Workers
+) -> None:
+    held: list[int] = []
+    ran: list[int] = []
+    done = threading.Event()
+
+    @app.task(concurrency=4, prefetch=1, ignore_result=True)
+    def work(number: int, hold: bool) -> None:
+        if hold:
+            held.append(number)
+            done.wait(PATIENCE)
+        else:
+            ran.append(number)
+
+    start_worker(app)
+    for number in range(4):
+        work.using(countdown=0.1).delay(number, True)
+    wait_until(lambda: len(held) == 4, "they did not begin")
+    for number in range(8):
+        work.delay(number, False)
+    start_worker(app)
+
+    wait_until(lambda: len(ran) >= 6, "the first worker holds more than one in its queue and one in hand")
+    done.set()
+    wait_until(lambda: sorted(ran) == list(range(8)), "what it held did not run")

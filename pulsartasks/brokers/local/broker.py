@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -295,6 +296,7 @@ class LocalConsumer(Consumer):
         return not self._closed
 
     def receive(self, timeout: float) -> Delivery | None:
+        """News wake one thread, which wakes the next when there may be more: all at once would only queue up."""
         with suppress(IndexError):  # without the lock, for which threads would queue up message by message
             return self._buffer.popleft()
         deadline = time.monotonic() + timeout
@@ -307,7 +309,10 @@ class LocalConsumer(Consumer):
                 if not self._buffer:
                     self._fill()
                 with suppress(IndexError):
-                    return self._buffer.popleft()
+                    delivery = self._buffer.popleft()
+                    if self._buffer or self._news:
+                        self._condition.notify()
+                    return delivery
                 if self._look:
                     self._look = False
                     return None
@@ -353,7 +358,7 @@ class LocalConsumer(Consumer):
             mine = [s for s in subscription_ids if s in self._topics]
             if mine:
                 self._news.update(dict.fromkeys(mine))
-                self._condition.notify_all()
+                self._condition.notify()
 
     def look(self) -> None:
         """Look again for what is due, and have whoever waits in `receive` do so too: it returns without a message."""
@@ -412,8 +417,8 @@ class LocalConsumer(Consumer):
 
     def _until_due(self) -> float:
         if not self._due:
-            return SAFETY_CHECK
-        return max(0.0, min(SAFETY_CHECK, min(self._due.values()) - self._broker.clock.now()))
+            return math.inf
+        return max(0.0, min(self._due.values()) - self._broker.clock.now())
 
     def _delivery(self, subscription_id: int, row: Row) -> Delivery:
         return Delivery(

@@ -54,6 +54,7 @@ class PulsarConsumer(Consumer):
         self._progress = Progress()
         self._waits = threading.Lock()
         self._lock = threading.Lock()
+        self._stopped = False
         self._closed = False
 
     def receive(self, timeout: float) -> Delivery | None:
@@ -70,11 +71,16 @@ class PulsarConsumer(Consumer):
             if not self._waits.acquire(timeout=max(timeout, 0.0)):
                 return None
         try:
-            while (delivery := self._next(next_wait(deadline))) is None and time.monotonic() < deadline:
-                pass
-            return delivery
+            while not self._stopped:
+                delivery = self._next(next_wait(deadline))
+                if delivery is not None or time.monotonic() >= deadline:
+                    return delivery
+            return None
         finally:
             self._waits.release()
+
+    def stop(self) -> None:
+        self._stopped = True
 
     def acknowledge(self, delivery: Delivery) -> None:
         self._progress.finish(delivery.message_id)
