@@ -195,9 +195,8 @@ class ConsumerThreads(ABC):
     def _source(self, consumer: Consumer) -> Callable[[], Delivery | None]:
         """What gives a message, when a run may begin."""
         limit = self.limit
-        if limit is None:
-            return partial(consumer.receive, IDLE_TIMEOUT)
-        return lambda: limit.take(partial(consumer.receive, RECEIVE_TIMEOUT), self._stopping)
+        receive = partial(consumer.receive, IDLE_TIMEOUT if limit is None else RECEIVE_TIMEOUT)
+        return receive if limit is None else lambda: limit.take(receive, self._stopping)
 
     def _waits_on(self, topic: str) -> str:
         """Where a message that was received on `topic` waits until it is due."""
